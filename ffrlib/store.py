@@ -1,0 +1,206 @@
+"""The results store: one JSON file a run, readable by a person, verified when it is read."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ffrlib.files import REPOSITORY, results_folder, write_atomically
+from ffrlib.spec import CIFAR_RESNETS, RunSpec, from_dict, key, to_dict
+
+FORMAT = 1
+SHORT = {"group_lasso": "gl", "exclusive_sparsity": "es", "group_l12": "gl12", "network_slimming": "slimming",
+         "hierarchical_squared_": "hsq-", "hierarchical_square_rooted_": "hsr-"}  # fmt: skip
+
+
+def penalties_label(spec: RunSpec) -> str:
+    """The penalties and strengths of a run as a short file name part, e.g. `hsq-gl12-feature-0.001`."""
+    w, f, a, parts = spec.weight, spec.flow, spec.activation, []
+    if w.name != "none":
+        name = w.name
+        for long, short in SHORT.items():
+            name = name.replace(long, short)
+        parts.append(f"{name}-{w.grouping}-{w.strength:.3g}" + ("-prox" if w.update == "proximal" else ""))
+    if f.length or f.curvature:
+        parts.append(f"flow-{f.length:.3g}-{f.curvature:.3g}")
+    if a.strength:
+        parts.append(f"activation-{a.strength:.3g}")
+    if spec.pruning.score != "none":
+        p = spec.pruning
+        parts.append(f"cut-{p.score}-{p.budget}-{p.amount:.3g}".replace("_", "-"))
+    return "+".join(parts) or "plain"
+
+
+def record_path(spec: RunSpec, root: Path | None = None) -> Path:
+    """Where the record of `spec` lies: `runs/<scale>/<data>-<model>/<penalties>--<key>-s<seed>.json` under the store."""
+    net = f"{spec.model}{spec.shortcut.lower()}"
+    root = Path(root) if root else results_folder()
+    return root / "runs" / spec.scale / f"{spec.data}-{net}" / f"{penalties_label(spec)}--{key(spec)}-s{spec.seed}.json"
+
+
+# -- what made a record ------------------------------------------------------------------------------------------------
+def modules_of(spec: RunSpec) -> list[str]:
+    """The library files that a run of `spec` passes through."""
+    family = "resnet" if spec.model in CIFAR_RESNETS or spec.model.startswith("resnet") else "plain"
+    names = ["data", "training", "measure", "pruning/removal", "models/__init__", "models/layers", f"models/{family}", "regularizers/flow"]
+    if spec.weight.name != "none":
+        names.append("regularizers/weight")
+    if spec.weight.update == "proximal":
+        names.append("regularizers/proximal")
+    if spec.pruning.score != "none":
+        names += ["pruning/criteria", "pruning/budgets"]
+    return names
+
+
+@functools.cache
+def _syntax_digest(name: str) -> str:
+    tree = ast.parse((REPOSITORY / "ffrlib" / f"{name}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def code_hash(spec: RunSpec) -> str:
+    """Hash of the syntax trees, without docstrings, of the modules that a run of `spec` passes through."""
+    return hashlib.sha256("".join(_syntax_digest(name) for name in modules_of(spec)).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _commit() -> tuple[str, bool | None]:
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:  # results themselves do not make the code dirty
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "ffrlib", "notebooks/experiments"))
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("FFR_COMMIT", "unknown"), None
+
+
+@functools.cache
+def cpu_type() -> str:
+    """Name and family numbers of this CPU: what floating-point results may depend on."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in info.split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    name = fields.get("model name", platform.processor() or platform.machine())
+    return f"{name}, family {fields.get('cpu family', '?')} model {fields.get('model', '?')}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def provenance(spec: RunSpec, device, dtype: torch.dtype, stacking: str, data_digest: str, seconds: float, **more) -> dict:
+    """Everything about how and where a run was made, besides its settings."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    commit, dirty = _commit()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {
+        "device": name, "cpu": cpu_type(), "threads": torch.get_num_threads(), "precision": str(dtype).removeprefix("torch."),
+        "stacking": stacking, "versions": versions, "commit": commit, "dirty": dirty, "code": code_hash(spec),
+        "data": data_digest, "runner": os.environ.get("FFR_RUNNER", "python"), "seconds": round(seconds, 2), **more,
+    }  # fmt: skip
+
+
+# -- writing and reading -----------------------------------------------------------------------------------------------
+def tidy(value, digits: int = 6):
+    """Numbers rounded to `digits` significant ones, non-finite ones as text, nested; so that records stay small."""
+    if isinstance(value, dict):
+        return {name: tidy(v, digits) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [tidy(v, digits) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if np.isfinite(value) else str(value)
+    return value
+
+
+def save(spec: RunSpec, status: str, curve: dict, metrics: dict, made: dict, root: Path | None = None) -> Path:
+    """Writes the record of one run, whole or not at all; returns its path."""
+    record = {
+        "format": FORMAT, "key": key(spec), "seed": spec.seed, "scale": spec.scale, "settings": to_dict(spec),
+        "status": status, "curve": tidy(curve), "metrics": tidy(metrics), "provenance": made,
+    }  # fmt: skip
+    return write_atomically(record_path(spec, root), json.dumps(record, sort_keys=True, separators=(",", ":")).replace(',"', ',\n"') + "\n")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that cannot be used, and why."""
+
+    path: str
+    why: str
+
+
+def read(path: Path) -> dict:
+    """One verified record, its settings parsed under "spec". Raises ValueError that names the file and what is wrong."""
+    try:
+        record = json.loads(Path(path).read_text())
+        spec = from_dict(record["settings"])
+        named = f"--{record['key']}-s{record['seed']}.json"
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']}, this code reads {FORMAT}")
+        if key(spec) != record["key"] or spec.seed != record["seed"] or spec.scale != record["scale"] or not Path(path).name.endswith(named):
+            raise ValueError("its settings do not hash to its name")
+        missing = {"status", "curve", "metrics", "provenance"} - set(record)
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"record {path} is damaged: {error}") from error
+    return record | {"spec": spec, "path": str(path), "stale": record["provenance"].get("code") != code_hash(spec)}
+
+
+def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
+    """The stored record of `spec`, or None. Raises ValueError for a damaged one: it is never silently skipped."""
+    path = record_path(spec, root)
+    return read(path) if path.exists() else None
+
+
+def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[dict], list[Problem]]:
+    """All records (of one scale), in the order of their paths, and the problems met."""
+    records, problems = [], []
+    for path in sorted((Path(root) if root else results_folder()).glob(f"runs/{scale or '*'}/*/*.json")):
+        try:
+            records.append(read(path))
+        except ValueError as error:
+            problems.append(Problem(str(path), str(error)))
+    return records, problems
+
+
+def frame(records: list[dict]) -> pd.DataFrame:
+    """One row a record: settings with dotted names (`weight.strength`), scalar metrics, key, seed, status, stale, path."""
+    rows = []
+    for record in records:
+        row = {}
+        for name, value in record["settings"].items():
+            row |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        row |= {name: value for name, value in record["metrics"].items() if not isinstance(value, (dict, list))}
+        rows.append(row | {name: record[name] for name in ("key", "seed", "scale", "status", "stale", "path")})
+    return pd.DataFrame(rows)
+
+
+def write_index(root: Path | None = None) -> Path:
+    """Regenerates INDEX.md: one line a record with its main numbers, by scale and net."""
+    root = Path(root) if root else results_folder()
+    records, problems = load_all(root)
+    lines = ["# Index of run records", "", f"{len(records)} records. Generated; do not edit.", ""]
+    group = None
+    for record in records:
+        path = Path(record["path"]).relative_to(root)
+        if path.parent != group:
+            group = path.parent
+            lines += ["", f"## {group.as_posix().removeprefix('runs/')}", "", "| record | status | test accuracy | sparsity | seconds |", "|---|---|---|---|---|"]
+        m = record["metrics"]
+        sparsity = f"{100 * m['unstructured_sparsity']:.1f} %" if "unstructured_sparsity" in m else ""
+        accuracy = f"{m['test_accuracy']:.2f}" if "test_accuracy" in m else ""
+        lines.append(f"| [{path.stem}]({path.as_posix()}) | {record['status']} | {accuracy} | {sparsity} | {record['provenance']['seconds']} |")
+    lines += [f"| damaged: {p.path} | {p.why} | | | |" for p in problems]
+    return write_atomically(root / "INDEX.md", "\n".join(lines) + "\n")

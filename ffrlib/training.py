@@ -1,0 +1,356 @@
+"""Training: one step as a fixed program over tensors that stay on the device.
+
+Images live on the device as uint8. A run draws its order, crops and flips for a whole epoch at once from its own
+generator, uploads them as tables, and a counter on the device walks through them: a step therefore needs nothing from
+Python. On a GPU it is captured once as a CUDA graph and replayed; several runs replay side by side, each on its own
+stream, and compute exactly what they would compute alone. On a CPU the same step runs eagerly, and many runs at once are
+single-threaded processes (see `run`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ffrlib import data, models
+from ffrlib.data import ImageSet
+from ffrlib.files import write_atomically
+from ffrlib.models.layers import Dropout
+from ffrlib.regularizers import flow, proximal, weight
+from ffrlib.spec import Recipe, RunSpec, key
+
+WARM_UP = 3  # eager steps before a capture: cuDNN picks its algorithms, lazy state is made
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose ("init", "order", "dropout", ...) of a run, so that no two purposes share draws."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:7], "big")
+
+
+def fast_bfloat16() -> bool:
+    """True where this CPU multiplies bfloat16 in hardware."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("amx_bf16", "avx512_bf16"))
+
+
+def precision(spec: RunSpec, device: torch.device | str) -> torch.dtype:
+    """The dtype of the forward pass. "auto": bfloat16 on a GPU or on a CPU that multiplies it in hardware; the digits
+    always in float32, since nets that small wait for calls, not for arithmetic."""
+    if spec.recipe.precision != "auto":
+        return getattr(torch, spec.recipe.precision)
+    if spec.data == "digits":
+        return torch.float32
+    fast = torch.device(device).type == "cuda" or fast_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
+    """The learning rate of each of `steps` steps, shape (steps,), float64."""
+    t = np.arange(steps) / max(steps, 1)
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + np.cos(np.pi * t))
+    if recipe.schedule == "one_cycle":
+        return recipe.lr * np.interp(t, [0, 0.25, 1], [0.1, 1, 0.001])
+    drops = sum(((t >= m).astype(int) for m in recipe.milestones), np.zeros(steps, int))
+    return recipe.lr * (recipe.gamma**drops if recipe.schedule == "step" else np.ones(steps))
+
+
+def new_model(spec: RunSpec, num_classes: int) -> torch.nn.Module:
+    """The net of `spec` with its published initialisation, drawn from the run's seed; the global generator is left alone."""
+    shortcut = spec.shortcut or None
+    widths = None if spec.width == 1 else models.scaled_widths(spec.model, spec.width, shortcut)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(spec.seed, "init"))
+        return models.build(spec.model, num_classes=num_classes, shortcut=shortcut, widths=widths)
+
+
+@dataclass
+class Trained:
+    """What training leaves: the net (eval mode), its curve, and how it ended ("finished", "diverged" or "paused")."""
+
+    model: torch.nn.Module
+    curve: dict
+    status: str
+    seconds: float
+    failure: dict | None = None
+
+
+class Trainer:
+    """One run in progress.
+
+    `model`: continue with this net instead of a new one. `masks`: {parameter name: 0/1 tensor}; masked weights stay zero.
+    `observe(model) -> {name: float}` is asked after about ten evenly spaced epochs and after the last.
+    """
+
+    def __init__(self, spec: RunSpec, images: ImageSet, device="cpu", model=None, masks=None, observe=None):
+        self.spec, self.images, self.observe = spec, images, observe
+        self.device, self.dtype = torch.device(device), precision(spec, device)
+        self.model = new_model(spec, images.num_classes) if model is None else model
+        self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
+        self.model.to(memory_format=torch.channels_last)
+        self.batch = min(spec.recipe.batch_size, len(images.train[1]))
+        self.steps = len(images.train[1]) // self.batch  # the last, smaller batch is left out: every step has one shape
+        self.rates = learning_rates(spec.recipe, self.steps * spec.recipe.epochs)
+        self.epoch, self.seconds, self.failure, self.graph = 0, 0.0, None, None
+        self.curve: dict = {"loss": [], "penalty": []}
+        self.order_generator = torch.Generator().manual_seed(stream_seed(spec.seed, "order"))
+        self.dropout_generator = torch.Generator(self.device).manual_seed(stream_seed(spec.seed, "dropout"))
+        self.dropouts = [m for m in self.model.modules() if isinstance(m, Dropout)]
+        named = dict(self.model.named_parameters())
+        self.masked = [(named[name], mask.to(self.device, named[name].dtype)) for name, mask in (masks or {}).items()]
+        real = {"dtype": torch.float64 if self.dtype == torch.float64 else torch.float32, "device": self.device}
+        whole = {"dtype": torch.int64, "device": self.device}
+        self.rate = torch.zeros((), **real)
+        self.parameters = list(self.model.parameters())
+        r = spec.recipe
+        self.optimiser = torch.optim.SGD(self.parameters, lr=self.rate, momentum=r.momentum, nesterov=r.nesterov and r.momentum > 0,
+                                         weight_decay=r.weight_decay, fused=True)  # fmt: skip
+        # Fixed addresses that a captured step reads and writes.
+        self.at, self.window = torch.zeros(1, **whole), torch.arange(self.batch, **whole)
+        self.epoch_rates = torch.zeros(self.steps, **real)
+        tables = ("order", "dy", "dx", "flip") if r.augment == "crop_flip" else ("order",)
+        self.tables = {name: torch.zeros(self.steps * self.batch, **whole) for name in tables}
+        self.sums = torch.zeros(2, **real)  # cross-entropy and penalty over the epoch
+        self.first_bad = torch.full((1,), -1, **whole)
+
+    @property
+    def finished(self) -> bool:
+        return self.failure is not None or self.epoch >= self.spec.recipe.epochs
+
+    # -- one step: nothing in here may ask the device for a value ------------------------------------------------------
+    def penalties(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """The sum of the three bundles of penalties for one batch (scalar)."""
+        w, f, a = self.spec.weight, self.spec.flow, self.spec.activation
+        total = torch.zeros((), device=self.device, dtype=self.rate.dtype)
+        if w.name != "none" and w.update == "subgradient":
+            total = total + weight.weight_penalty(self.model, w.name, w.strength, w.grouping, w.mix, w.second, w.include_linear)
+        if f.length or f.curvature:
+            ways = self.model.shortcuts(self.tap) if f.transition == "shortcut" else None
+            total = total + flow.flow_penalty(features, f.length, f.curvature, f.norm, f.curvature_kind, f.reduction, f.transition,
+                                              shortcuts=ways)  # fmt: skip
+        if a.strength:
+            total = total + a.strength * flow.activation_penalty(features)
+        return total
+
+    @property
+    def tap(self) -> str | None:
+        """Where features are taken; None where no penalty reads them."""
+        f, a = self.spec.flow, self.spec.activation
+        if not (f.length or f.curvature or a.strength):
+            return None
+        tap = f.tap if f.length or f.curvature else a.tap
+        return self.model.default_tap if tap == "default" else tap
+
+    def step(self) -> None:
+        rows = self.at * self.batch + self.window
+        drawn = {name: table.index_select(0, rows) for name, table in self.tables.items()}
+        x = self.images.train[0].index_select(0, drawn["order"])
+        y = self.images.train[1].index_select(0, drawn["order"])
+        if len(drawn) > 1:
+            x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"])
+        x = data.normalise(x, self.images.mean, self.images.std, self.rate.dtype)
+        self.rate.copy_(self.epoch_rates.index_select(0, self.at)[0])
+        self.optimiser.zero_grad(set_to_none=True)
+        low = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16) if low else nullcontext():
+            logits, features = self.model.flow(x, self.tap) if self.tap else (self.model(x), [])
+        loss = F.cross_entropy(logits.to(self.rate.dtype), y)
+        penalty = self.penalties(features)
+        total = loss + penalty
+        total.backward()
+        self.optimiser.step()
+        w = self.spec.weight
+        with torch.no_grad():
+            if w.update == "proximal" and w.name != "none":
+                # The subgradient path with momentum moves about 1 / (1 - momentum) as far: the same reach here.
+                threshold = self.rate * (w.strength / (1 - self.spec.recipe.momentum))
+                proximal.step_(self.model, w.name, threshold, w.grouping, w.mix, w.second)
+            for parameter, mask in self.masked:
+                parameter.mul_(mask)
+            self.sums.add_(torch.stack([loss.detach(), penalty.detach()]))
+            bad = ~torch.isfinite(total.detach()) & (self.first_bad < 0)
+            self.first_bad.copy_(torch.where(bad, self.at, self.first_bad))
+            self.at.add_(1)
+
+    # -- epochs --------------------------------------------------------------------------------------------------------
+    def begin_epoch(self) -> None:
+        """Draws this epoch's order, crops and flips, and puts the counters back."""
+        self.model.train()
+        for module in self.dropouts:
+            module.generator = self.dropout_generator
+        n, count = len(self.images.train[1]), self.steps * self.batch
+        drawn = {"order": torch.randperm(n, generator=self.order_generator)[:count]}
+        if len(self.tables) > 1:
+            for name, high in (("dy", 9), ("dx", 9), ("flip", 2)):
+                drawn[name] = torch.randint(high, (count,), generator=self.order_generator)
+        for name, table in self.tables.items():
+            table.copy_(drawn[name])
+        rates = self.rates[self.epoch * self.steps : (self.epoch + 1) * self.steps]
+        self.epoch_rates.copy_(torch.from_numpy(rates))
+        for tensor in (self.at, self.sums):
+            tensor.zero_()
+        self.first_bad.fill_(-1)
+
+    def end_epoch(self) -> None:
+        """Reads the epoch's sums (the one synchronisation), extends the curve, notices a loss that is not finite."""
+        self.epoch += 1
+        loss, penalty = (self.sums / max(self.steps, 1)).tolist()
+        bad = int(self.first_bad)
+        self.model.eval()
+        for module in self.dropouts:
+            module.generator = None
+        if bad >= 0:
+            self.failure = {"epoch": self.epoch, "step": bad + 1, "strength": self.strengths()}
+            return
+        self.curve["loss"].append(round(loss, 5))
+        self.curve["penalty"].append(float(f"{penalty:.5g}"))
+        every = max(1, self.spec.recipe.epochs // 10)
+        if self.observe and (self.epoch % every == 0 or self.finished):
+            self.curve.setdefault("observed_epoch", []).append(self.epoch)
+            for name, value in self.observe(self.model).items():
+                self.curve.setdefault(name, []).append(value)
+
+    def strengths(self) -> dict:
+        s = self.spec
+        given = {"weight": s.weight.strength, "length": s.flow.length, "curvature": s.flow.curvature, "activation": s.activation.strength}
+        return {name: value for name, value in given.items() if value}
+
+    def run_epoch(self) -> None:
+        self.begin_epoch()
+        for _ in range(self.steps):
+            self.graph.replay() if self.graph else self.step()
+        self.end_epoch()
+
+    # -- CUDA graph ----------------------------------------------------------------------------------------------------
+    def capture(self) -> None:
+        """Captures one step as a CUDA graph on a stream of its own; the warm-up steps leave no trace."""
+        self.stream = torch.cuda.Stream(self.device)
+        kept = {name: array.copy() for name, array in self.state().items()}
+        epoch_order = self.order_generator.get_state()
+        self.begin_epoch()
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP):
+                self.step()
+                self.at.zero_()
+        self.stream.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        if self.dropouts:
+            self.graph.register_generator_state(self.dropout_generator)
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.step()
+        self.load_state(kept)
+        self.order_generator.set_state(epoch_order)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that the rest of the run depends on, as plain arrays."""
+        arrays = {f"model/{name}": value.detach().cpu().numpy() for name, value in self.model.state_dict().items()}
+        for k, p in enumerate(self.parameters):
+            buffer = self.optimiser.state.get(p, {}).get("momentum_buffer")
+            if buffer is not None:
+                arrays[f"momentum/{k}"] = buffer.detach().cpu().numpy()
+        arrays["order"] = self.order_generator.get_state().numpy()
+        arrays["dropout"] = self.dropout_generator.get_state().numpy()
+        head = {"epoch": self.epoch, "curve": self.curve, "seconds": self.seconds, "failure": self.failure, "key": key(self.spec)}
+        arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+        return arrays
+
+    def load_state(self, arrays: dict[str, np.ndarray]) -> None:
+        """Puts a state back, in place, so that a captured graph still reads the right addresses."""
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                value.copy_(torch.from_numpy(np.array(arrays[f"model/{name}"])))
+            for k, p in enumerate(self.parameters):
+                stored = arrays.get(f"momentum/{k}")
+                buffer = self.optimiser.state.get(p, {}).get("momentum_buffer")
+                if stored is None and buffer is not None:
+                    buffer.zero_()  # a zero buffer is where momentum starts
+                elif stored is not None:
+                    stored = torch.from_numpy(np.array(stored)).to(p)
+                    if buffer is None:
+                        self.optimiser.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(stored)
+                    else:
+                        buffer.copy_(stored)
+        self.order_generator.set_state(torch.from_numpy(np.array(arrays["order"])))
+        self.dropout_generator.set_state(torch.from_numpy(np.array(arrays["dropout"])))
+        head = json.loads(bytes(arrays["head"]))
+        self.epoch, self.curve, self.seconds, self.failure = (head[k] for k in ("epoch", "curve", "seconds", "failure"))
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, lambda file: np.savez(file, **self.state()))
+
+    def restore(self, path: Path) -> bool:
+        """Goes on from a checkpoint of the same settings; one of other settings, or a damaged one, is not used."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                arrays = dict(arrays)
+            if json.loads(bytes(arrays["head"]))["key"] != key(self.spec):
+                return False
+            self.load_state(arrays)
+        except (OSError, ValueError, KeyError, EOFError):
+            return False
+        return True
+
+    def result(self) -> Trained:
+        status = "diverged" if self.failure else "finished" if self.finished else "paused"
+        return Trained(self.model.eval(), self.curve, status, self.seconds, self.failure)
+
+
+def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf, report=None) -> list[Trained]:
+    """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
+
+    On a GPU each trainer replays its captured step on its own stream, so the runs fill the card together; on a CPU they
+    take turns epoch by epoch (give it one). `checkpoints`: a path for each trainer or None; written at most every
+    `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs.
+    """
+    checkpoints = checkpoints or [None] * len(trainers)
+    for trainer, path in zip(trainers, checkpoints):
+        if path is not None and Path(path).exists():
+            trainer.restore(Path(path))
+        if trainer.device.type == "cuda" and not trainer.finished:
+            trainer.capture()
+    slowest, saved = 0.0, time.monotonic()
+    while active := [t for t in trainers if not t.finished]:
+        start = time.monotonic()
+        if start + 1.3 * slowest > deadline:
+            break
+        if active[0].graph is None:
+            for trainer in active:
+                trainer.run_epoch()
+        else:
+            for trainer in active:
+                trainer.begin_epoch()
+            torch.cuda.synchronize()
+            for i in range(max(t.steps for t in active)):
+                for trainer in active:
+                    if i < trainer.steps:
+                        with torch.cuda.stream(trainer.stream):
+                            trainer.graph.replay()
+            torch.cuda.synchronize()
+            for trainer in active:
+                trainer.end_epoch()
+        took = time.monotonic() - start
+        slowest = max(slowest, took)
+        for trainer in active:
+            trainer.seconds += took / len(active)
+            if report:
+                report(trainer)
+        if time.monotonic() - saved > every:
+            saved = time.monotonic()
+            for trainer, path in zip(trainers, checkpoints):
+                if path is not None and not trainer.finished:
+                    trainer.save(Path(path))
+    for trainer, path in zip(trainers, checkpoints):
+        if path is not None and not trainer.finished:
+            trainer.save(Path(path))
+    return [trainer.result() for trainer in trainers]
