@@ -42,7 +42,7 @@ STEPS = {"l1": shrink_l1, "group_lasso": shrink_group_lasso, "exclusive_sparsity
 def step_(
     model: nn.Module,
     name: str,
-    threshold: float,
+    threshold: float | Tensor,
     grouping: str = "feature",
     mix: float = 1.0,
     second: str = "l1",
@@ -50,12 +50,13 @@ def step_(
 ) -> None:
     """Replace each counted weight W by argmin_X |X - W|^2 / 2 + threshold * (mix * name(X) + (1 - mix) * second(X)).
 
-    In place, after an optimiser's step. Closed forms exist for l1, group_lasso, exclusive_sparsity and a mixture of l1
+    In place, after an optimiser's step; `threshold` is a number or a 0-dim tensor on the weights' device. Closed forms exist for l1, group_lasso, exclusive_sparsity and a mixture of l1
     with one of the others (sparse group lasso), where soft thresholding goes first; anything else raises ValueError.
     """
     choose("the proximal step's criterion", name, STEPS)
     choose("grouping", grouping, GROUPINGS)
-    require(threshold >= 0, "threshold", threshold, "0 or more")
+    if not isinstance(threshold, Tensor):  # asking a tensor would synchronise with the device
+        require(threshold >= 0, "threshold", threshold, "0 or more")
     require(0 <= mix <= 1, "mix", mix, "0 to 1")
     shares = {which: 0.0 for which in STEPS}  # l1 comes first, as the closed form of a mixture needs it
     shares[name] += mix
@@ -67,6 +68,6 @@ def step_(
     for weight in penalised_weights(model, name, include_linear):
         new = weight
         for which, share in shares.items():
-            if share > 0 and threshold > 0:
+            if share > 0:
                 new = STEPS[which](new, threshold * share, grouping)
         weight.copy_(new)
