@@ -306,12 +306,14 @@ class Trainer:
         return Trained(self.model.eval(), self.curve, status, self.seconds, self.failure)
 
 
-def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf, report=None) -> list[Trained]:
+def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf, report=None,
+                   must_finish: bool = False) -> list[Trained]:  # fmt: skip
     """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
 
     On a GPU each trainer replays its captured step on its own stream, so the runs fill the card together; on a CPU they
     take turns epoch by epoch (give it one). `checkpoints`: a path for each trainer or None; written at most every
-    `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs.
+    `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs. `must_finish`: pause as soon
+    as the measured speed says that the end is out of reach (for runs whose checkpoint cannot travel).
     """
     checkpoints = checkpoints or [None] * len(trainers)
     for trainer, path in zip(trainers, checkpoints):
@@ -322,7 +324,8 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.
     slowest, saved = 0.0, time.monotonic()
     while active := [t for t in trainers if not t.finished]:
         start = time.monotonic()
-        if start + 1.3 * slowest > deadline:
+        epochs_ahead = max(t.spec.recipe.epochs - t.epoch for t in active) if must_finish else 1.3
+        if start + epochs_ahead * slowest > deadline:
             break
         if active[0].graph is None:
             for trainer in active:

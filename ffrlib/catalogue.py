@@ -1,0 +1,269 @@
+"""The catalogue: which runs each experiment needs at each scale, in the order in which they decide a claim.
+
+A run may serve several experiments; it is made once. Priority 0 runs first. The strengths of an arm are data
+(`data/strengths.json`): centred where a criterion's first push on the weights equals that of L1 (`regularizers.strength`)
+and widened by the pilot (`python -m ffrlib.pilot`) until the arm covers the range that the protocol asks for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ffrlib import store
+from ffrlib.files import REPOSITORY
+from ffrlib.spec import CRITERIA, SCALES, ActivationControl, FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, choose
+
+HSQ_GL12 = "hierarchical_squared_group_l12"  # the criterion of HGSR's published script
+FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}  # length, curvature, control
+READINGS = {  # one option of FFR's open reading varied at a time
+    "norm l2": {"norm": "l2"}, "norm squared_l2": {"norm": "squared_l2"}, "curvature angle": {"curvature_kind": "angle"},
+    "tap pre_activation": {"tap": "pre_activation"}, "tap post_activation": {"tap": "post_activation"},
+    "tap block_output": {"tap": "block_output"}, "transition pool_pad": {"transition": "pool_pad"},
+    "transition shortcut": {"transition": "shortcut"},
+}  # fmt: skip
+CHANNEL_SCORES = ("l1_norm", "l2_norm", "bn_scale", "geometric_median", "feature_group", "flow", "taylor", "loss_increase", "random")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of the companion, made by the notebook of the same name under notebooks/experiments/."""
+
+    name: str
+    title: str
+    claims: tuple[str, ...]
+
+
+EXPERIMENTS = (
+    Experiment("1_hgsr_criteria", "HGSR: accuracy against sparsity for each criterion", ("H1",)),
+    Experiment("2_hgsr_structure", "HGSR: by layer, grouping and number of channels", ("H2",)),
+    Experiment("3_hgsr_pruning", "HGSR follow-up: pruning by loss increase", ("H3", "H4")),
+    Experiment("4_ffr_flow", "FFR: none, control, length, curvature, both", ("F1", "F2", "F4")),
+    Experiment("5_ffr_pruning", "FFR: pruned nets beside baselines", ("F3",)),
+    Experiment("6_ffr_readings", "FFR: the open readings of the method", ("F1", "F2", "F4")),
+    Experiment("7_both_papers", "Both papers on the same nets, apart and together", ("H1", "F4")),
+)
+
+HGSR_RECIPE = Recipe(epochs=100, lr=0.01, schedule="step", milestones=(0.34, 0.67), gamma=0.2, augment="crop_flip")
+BASES = {  # the plain runs on which a scale stands: {short name: RunSpec}
+    "quick": {
+        "digits_cnn": RunSpec(recipe=Recipe(epochs=15, batch_size=100, lr=0.1)),
+    },
+    "laptop": {
+        "alexnet_small": RunSpec("cifar10", "alexnet_small", train_size=20000, scale="laptop",
+                                 recipe=Recipe(epochs=15, lr=0.05, schedule="one_cycle", augment="crop_flip")),
+        "resnet20": RunSpec("cifar10", "resnet20", "A", train_size=20000, scale="laptop",
+                            recipe=Recipe(epochs=15, lr=0.2, schedule="one_cycle", augment="crop_flip")),
+    },
+    "paper": {
+        "alexnet_small": RunSpec("cifar10", "alexnet_small", scale="paper", recipe=HGSR_RECIPE),
+        "vgg11_small": RunSpec("cifar10", "vgg11_small", scale="paper", recipe=HGSR_RECIPE),
+        "resnet18_small": RunSpec("cifar10", "resnet18_small", scale="paper", recipe=HGSR_RECIPE),
+        "vgg16": RunSpec("cifar10", "vgg16", scale="paper", recipe=Recipe(epochs=100, augment="crop_flip")),
+        "resnet56": RunSpec("cifar10", "resnet56", "A", scale="paper", recipe=Recipe(epochs=100, augment="crop_flip")),
+        "resnet20": RunSpec("cifar10", "resnet20", "A", scale="paper", recipe=Recipe(epochs=100, augment="crop_flip")),
+    },
+}  # fmt: skip
+HGSR_NETS = {"quick": ("digits_cnn",), "laptop": ("alexnet_small",), "paper": ("alexnet_small", "vgg11_small", "resnet18_small")}
+FFR_NETS = {"quick": ("digits_cnn",), "laptop": ("resnet20",), "paper": ("vgg16", "resnet56", "resnet20")}
+SEEDS = {"quick": 5, "laptop": 3, "paper": 5}
+
+
+def strengths(scale: str, net: str, arm: str) -> list[float]:
+    """The strengths of an arm (a criterion, or a key of FLOW_ARMS) for a net, ascending; empty where none were chosen."""
+    return json.loads((REPOSITORY / "data" / "strengths.json").read_text()).get(scale, {}).get(net, {}).get(arm, [])
+
+
+def flow_arm(base: RunSpec, arm: str, strength: float, **options) -> RunSpec:
+    """`base` with one of FLOW_ARMS at a strength; `options` are FlowPenalty's (a tap also moves the control's)."""
+    length, curvature, control = (strength * part for part in FLOW_ARMS[arm])
+    if control:
+        return replace(base, activation=ActivationControl(control, options.get("tap", "default")))
+    return replace(base, flow=FlowPenalty(length, curvature, **options))
+
+
+def weight_arm(base: RunSpec, name: str, strength: float, grouping: str = "feature") -> RunSpec:
+    return replace(base, weight=WeightPenalty(name, strength, grouping))
+
+
+def middle(values: list[float]) -> list[float]:
+    """The middle one of an ascending list, as a list; empty for an empty one."""
+    return values[len(values) // 2 : len(values) // 2 + 1]
+
+
+def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    for net in HGSR_NETS[scale]:
+        base = BASES[scale][net]
+        yield 0, base
+        for name in CRITERIA:
+            for k, strength in enumerate(strengths(scale, net, name)):
+                yield 1 + 0.1 * abs(k - 2), weight_arm(base, name, strength)
+
+
+def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    net = HGSR_NETS[scale][0]
+    base = BASES[scale][net]
+    for name in CRITERIA:
+        for strength in middle(strengths(scale, net, name)):
+            yield 1, weight_arm(base, name, strength)
+            if name != "l1":  # no groups, no grouping
+                yield 4, weight_arm(base, name, strength, "neuron")
+            for width in (0.5, 2.0):
+                yield 5, weight_arm(replace(base, width=width), name, strength)
+    for width in (0.5, 2.0):
+        yield 5, replace(base, width=width)
+
+
+def cuts(base: RunSpec, scores, amounts, budget: str, epochs: int, lr: float, **more) -> Iterator[RunSpec]:
+    for score in scores:
+        for amount in amounts:
+            yield replace(base, pruning=Pruning(score, budget, amount, epochs=epochs, lr=lr, **more))
+
+
+FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # epochs, learning rate
+
+
+def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    epochs, lr = FINE_TUNE[scale]
+    net = {"quick": "digits_cnn", "laptop": "resnet20", "paper": "resnet56"}[scale]
+    base = BASES[scale][net]
+    penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
+    for start in (base, *penalised):
+        yield 2, start
+        for spec in cuts(start, ["loss_increase"], (0.02, 0.05, 0.1, 0.2, 0.5), "loss_tolerance", epochs, lr):
+            yield 3, spec
+
+
+def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    for net in FFR_NETS[scale]:
+        base, order = BASES[scale][net], 0 if net in ("vgg16", "resnet56") else 1
+        yield order, base
+        for arm in FLOW_ARMS:
+            for k, strength in enumerate(grid := strengths(scale, net, arm)):
+                first = arm in ("control", "both")
+                yield order + (0.5 if first else 1.5) + 0.1 * abs(k - len(grid) // 2), flow_arm(base, arm, strength)
+        if scale != "paper":  # run length and weight decay, at the middle strength
+            for recipe in (replace(base.recipe, epochs=2 * base.recipe.epochs), replace(base.recipe, weight_decay=0.0),
+                           replace(base.recipe, weight_decay=5e-3)):  # fmt: skip
+                other = replace(base, recipe=recipe)
+                yield 6, other
+                for arm in ("control", "both"):
+                    for strength in middle(strengths(scale, net, arm)):
+                        yield 6, flow_arm(other, arm, strength)
+
+
+def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    epochs, lr = FINE_TUNE[scale]
+    amounts = {"quick": (0.3, 0.4, 0.5, 0.6, 0.7), "laptop": (0.3, 0.5), "paper": (0.5, 0.7)}[scale]
+    for net in FFR_NETS[scale]:
+        base = BASES[scale][net]
+        arms = [flow_arm(base, arm, s) for arm in ("control", "both") for s in middle(strengths(scale, net, arm))]
+        arms += [weight_arm(base, "group_lasso", s) for s in middle(strengths(scale, net, "group_lasso"))]
+        arms += [weight_arm(base, "network_slimming", s) for s in middle(strengths(scale, net, "network_slimming"))]
+        scores = CHANNEL_SCORES if scale == "quick" else ("l1_norm", "bn_scale", "geometric_median", "taylor", "random")
+        for spec in (base, *cuts(base, scores, amounts, "macs_share", epochs, lr)):
+            yield 3, spec
+        for start in arms:
+            yield 3, start
+            for spec in cuts(start, ["bn_scale", "l1_norm"], amounts, "macs_share", epochs, lr):
+                yield 3, spec
+        for spec in cuts(base, ["l1_norm", "random"], amounts, "macs_share", 0, lr, after="scratch"):
+            yield 4, spec
+    if scale == "laptop":
+        yield from published_resnet56()
+
+
+def published_resnet56() -> Iterator[tuple[float, RunSpec]]:
+    """Published weights of ResNet-56, as they are and after a few epochs with each penalty (a stand-in for full training)."""
+    start = RunSpec("cifar10", "resnet56", "A", init="published", scale="laptop",
+                    recipe=Recipe(epochs=0, lr=0.01, augment="crop_flip"))  # fmt: skip
+    tuned = replace(start, train_size=20000, recipe=replace(start.recipe, epochs=2, lr=0.02))
+    scores = ("l1_norm", "bn_scale", "geometric_median", "taylor", "loss_increase", "random")
+    for spec in (start, *cuts(replace(start, train_size=20000), scores, (0.3, 0.5, 0.7), "macs_share", 1, 0.02)):
+        yield 2, spec
+    for penalised in (tuned, *(flow_arm(tuned, arm, s) for arm in ("control", "both") for s in strengths("laptop", "resnet56", arm)),
+                      *(weight_arm(tuned, n, s) for n in ("group_lasso", HSQ_GL12) for s in strengths("laptop", "resnet56", n))):  # fmt: skip
+        for spec in (penalised, *cuts(penalised, ["bn_scale", "l1_norm"], (0.5,), "macs_share", 1, 0.02)):
+            yield 7, spec
+
+
+def ffr_readings(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    net = FFR_NETS[scale][0]
+    base = BASES[scale][net]
+    plain_net = net in ("digits_cnn", "vgg16")
+    yield 1, base
+    for strength in middle(strengths(scale, net, "both")):
+        yield 1, flow_arm(base, "both", strength)
+        for options in READINGS.values():
+            default_tap = "post_activation" if plain_net else "block_output"
+            if options.get("tap") == default_tap or (plain_net and ("shortcut" in options.values() or "block_output" in options.values())):
+                continue
+            yield 5, flow_arm(base, "both", strength, **options)
+
+
+def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    net = FFR_NETS[scale][0]
+    base = BASES[scale][net]
+    yield 1, base
+    for criterion in ("l1", "group_lasso", HSQ_GL12):
+        for strength in middle(strengths(scale, net, criterion)):
+            penalised = weight_arm(base, criterion, strength)
+            yield 2.5, penalised
+            for arm in ("control", "both"):
+                for push in middle(strengths(scale, net, arm)):
+                    yield 2.5, flow_arm(base, arm, push)
+                    yield 6, flow_arm(penalised, arm, push)
+
+
+RUNS = {
+    "1_hgsr_criteria": hgsr_criteria, "2_hgsr_structure": hgsr_structure, "3_hgsr_pruning": hgsr_pruning, "4_ffr_flow": ffr_flow,
+    "5_ffr_pruning": ffr_pruning, "6_ffr_readings": ffr_readings, "7_both_papers": both_papers,
+}  # fmt: skip
+FEW_SEEDS = {"2_hgsr_structure": 3, "3_hgsr_pruning": 3, "5_ffr_pruning": 3, "6_ffr_readings": 3}
+
+
+def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[RunSpec]:
+    """The runs of one experiment (or of all) at a scale, by priority: a seed first completes what decides, then the next.
+
+    `seeds`: how many, 0 for the scale's own number. Raises ValueError for an unknown scale or experiment.
+    """
+    choose("scale", scale, SCALES)
+    if experiment:
+        choose("experiment", experiment, RUNS)
+    found: dict[RunSpec, tuple] = {}
+    for name in [experiment] if experiment else RUNS:
+        number = seeds or min(SEEDS[scale], FEW_SEEDS.get(name, 99) if scale == "quick" else 99)
+        number = 1 if scale == "laptop" and name in ("6_ffr_readings",) and not seeds else number
+        for place, (priority, spec) in enumerate(RUNS[name](scale)):
+            for seed in range(1 if spec.init == "published" and not seeds else number):
+                seeded = replace(spec, seed=seed)
+                rank = (seed >= 2, priority, seed, place)
+                found[seeded] = min(rank, found.get(seeded, rank))
+    return sorted(found, key=found.get)
+
+
+def plan(scale: str, experiment: str | None = None, workers: int = 0) -> str:
+    """What would run, and how many minutes it takes at the speeds that the records of this scale measured."""
+    records, _ = store.load_all(scale=scale)
+    rate: dict[tuple, list[float]] = {}
+    for record in records:
+        spec = record["spec"]
+        if spec.pruning.score == "none" and spec.recipe.epochs:
+            rate.setdefault((spec.data, spec.model), []).append(record["provenance"]["seconds"] / spec.recipe.epochs)
+    lines, total = [f"scale {scale}", ""], 0.0
+    for name in [experiment] if experiment else RUNS:
+        todo = [s for s in specs(scale, name) if not store.record_path(s).exists()]
+        minutes, unknown = 0.0, set()
+        for spec in todo:
+            measured = rate.get((spec.data, spec.model))
+            epochs = spec.recipe.epochs if spec.pruning.score == "none" or spec.pruning.after == "scratch" else spec.pruning.epochs
+            if measured:
+                minutes += epochs * sorted(measured)[len(measured) // 2] / 60
+            elif epochs:
+                unknown.add(spec.model)
+        total += minutes
+        note = f" + {', '.join(sorted(unknown))}: no speed measured yet" if unknown else ""
+        lines.append(f"{name:18} {len(specs(scale, name)):4} runs, {len(todo):4} without a record, {minutes / max(workers, 1):7.1f} min{note}")
+    lines += ["", f"together {total / max(workers, 1):.1f} min with {max(workers, 1)} worker(s); runs that two experiments share are counted twice"]
+    return "\n".join(lines)
