@@ -6,16 +6,13 @@ import math
 
 from torch import nn
 
-from ffrlib.models.layers import ChannelGroup, Dropout, Layout
-from ffrlib.models.plain import PLANS as PLAIN
-from ffrlib.models.plain import Plain
-from ffrlib.models.resnet import PLANS as RESNETS
-from ffrlib.models.resnet import ResNet
-from ffrlib.spec import CIFAR_RESNETS, MODELS, choose, require
-
-NAMES = MODELS
+from ffrlib.models import plain, resnet
+from ffrlib.models.layers import ChannelGroup, Dropout, Layout, PadShortcut
+from ffrlib.spec import CIFAR_RESNETS, choose, require
+from ffrlib.spec import MODELS as NAMES
 
 __all__ = ["NAMES", "ChannelGroup", "Dropout", "Layout", "build", "carried", "counted_convolutions", "scaled_widths"]
+PLANS = {**plain.PLANS, **resnet.PLANS}
 
 
 def build(name: str, num_classes: int = 10, shortcut: str | None = None, widths=None, maps=None) -> nn.Module:
@@ -25,15 +22,16 @@ def build(name: str, num_classes: int = 10, shortcut: str | None = None, widths=
     see `Layout`. digits_cnn reads (N, 1, 8, 8), all others (N, 3, H, W). Raises ValueError for what does not fit.
     """
     choose("model", name, NAMES)
-    shortcut = shortcut or None
+    plan, shortcut = PLANS[name], shortcut or None
     choose(f"shortcut of {name}", shortcut, ("A", "B") if name in CIFAR_RESNETS else (None,))
     require(num_classes >= 1, "num_classes", num_classes, "1 or more")
-    require(maps is None or shortcut == "A", "maps", maps, "None, but for a net with option-A shortcuts")
-    plan = PLAIN[name] if name in PLAIN else RESNETS[name]
     widths = plan.widths if widths is None else tuple(int(w) for w in widths)
-    maps = None if maps is None else tuple(tuple(int(s) for s in sources) for sources in maps)
+    fits = len(widths) == len(plan.widths) and min(widths) >= 1
+    require(fits, f"widths of {name}", widths, f"{len(plan.widths)} of them, one a counted convolution, each 1 or more")
+    require(maps is None or shortcut == "A", "maps", maps, "None where the shortcuts are not of option A")
+    maps = maps and tuple(tuple(int(s) for s in sources) for sources in maps)
     layout = Layout(name, int(num_classes), shortcut, widths, maps)
-    return (Plain if name in PLAIN else ResNet)(layout, plan)
+    return (plain.Plain if name in plain.PLANS else resnet.ResNet)(layout, plan)
 
 
 def scaled_widths(name: str, factor: float, shortcut: str | None = None) -> tuple[int, ...]:
@@ -43,17 +41,16 @@ def scaled_widths(name: str, factor: float, shortcut: str | None = None) -> tupl
     """
     choose("model", name, NAMES)
     require(factor > 0, "factor", factor, "above 0")
-    plan = PLAIN[name] if name in PLAIN else RESNETS[name]
-    return tuple(max(1, math.floor(w * factor + 0.5)) for w in plan.widths)
+    return tuple(max(1, math.floor(w * factor + 0.5)) for w in PLANS[name].widths)
 
 
 def counted_convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """(name, convolution) in the order of `layout.widths`: all but the 1x1 projections of the shortcuts (as HGSR)."""
-    convs = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    return [(name, module) for name, module in convs if ".shortcut." not in name]
+    convs = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    return [(name, conv) for name, conv in convs if ".shortcut." not in name]
 
 
 def carried(model: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
     """(earlier group, later group, map) for each option-A shortcut that changes the stage; [] for all other nets."""
-    maps = getattr(model, "maps", None) or ()
-    return [(f"stage{s}", f"stage{s + 1}", sources) for s, sources in enumerate(maps, 1)]
+    pads = [module for module in model.modules() if isinstance(module, PadShortcut)]
+    return [(f"stage{s}", f"stage{s + 1}", pad.sources) for s, pad in enumerate(pads, 1)]

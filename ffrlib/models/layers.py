@@ -1,4 +1,4 @@
-"""What all nets share: their layout as data, groups of channels, dropout, and the option-A shortcut."""
+"""What all nets share: layout as data, channel groups, the flow's face, dropout, option A's shortcut, initialisation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from torch import nn
 
 from ffrlib.spec import choose, require
 
-TRACKED = ("post_activation", "pre_activation")  # taps that every net has
-
 
 @dataclass(frozen=True)
 class Layout:
     """All that `models.build` needs to rebuild a net's shape: `build(**asdict(model.layout))`.
 
-    `widths[i]` is the number of output channels of the i-th counted convolution (no 1x1 shortcut projections), in the
-    order in which the image meets them. `maps` (option A alone; None: the published zero-padding) holds one tuple per
-    change of stage: for each channel of the later stage the channel of the earlier one that the shortcut carries there,
-    or -1 for zeros.
+    `widths[i]`: output channels of the i-th counted convolution (no 1x1 projections), in the order in which the image
+    meets them. `maps` (option A alone; None: as published): one tuple per change of stage; for each channel of the
+    later stage the channel of the earlier one that the shortcut carries there, or -1 for zeros.
     """
 
     name: str
@@ -32,11 +29,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """`size` channels that are cut together; all names are module paths inside the net.
-
-    `writers`: convolutions whose output channel i is channel i of the group; `norms`: the batch norm behind each writer
-    ("" where none); `readers`: convolutions and linear layers that read the group; `kind`: "inner" or "stream".
-    """
+    """`size` channels that are cut together: `writers` (convolutions whose output channel i is channel i of the group),
+    `norms` (the batch norm behind each writer, "" where none), `readers` (convolutions and linear layers); `kind` is
+    "inner" or "stream". All are module paths inside the net."""
 
     name: str
     size: int
@@ -46,78 +41,84 @@ class ChannelGroup:
     kind: str
 
 
-class Dropout(nn.Module):
-    """Inverted dropout whose mask comes from `self.generator` (None: torch's default generator of the device).
+class Net(nn.Module):
+    """(N, channels, H, W) -> (N, num_classes), by the subclass's `_run(x, tap) -> (logits, features)`."""
 
-    `generator` is a plain attribute, set by whoever trains the net and absent from the state dict. The draw is float32
-    for every dtype of x, so that runs of different precision drop the same units.
-    """
+    taps: tuple[str, ...] = ("post_activation", "pre_activation")
+    default_tap = "post_activation"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x, None)[0]
+
+    def flow(self, x: torch.Tensor, tap: str | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits and the L features (N, C, H, W) at `tap`; ValueError for a tap that the net has not.
+
+        "post_activation": the output of every ReLU behind a convolution, before any pooling; "pre_activation": its
+        input; "block_output" (ResNets): what enters the first block, then what leaves each block.
+        """
+        return self._run(x, self.tap_name(tap))
+
+    def tap_name(self, tap: str | None) -> str:
+        """`tap`, or the net's default one for None and "default"."""
+        tap = self.default_tap if tap in (None, "default") else tap
+        choose(f"tap of {self.layout.name}", tap, self.taps)
+        return tap
+
+
+class Dropout(nn.Module):
+    """Inverted dropout that draws from its attribute `generator` (None: the device's default one), a plain attribute
+    outside the state dict. The draw is float32 whatever x is: runs of different precision drop the same units."""
 
     def __init__(self, p: float = 0.5):
         super().__init__()
-        require(0 <= p < 1, "p", p, "0 to less than 1")
-        self.p = p
-        self.generator: torch.Generator | None = None
+        self.p, self.generator = p, None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0:
+        if not self.training:
             return x
         kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.p
         return x * (kept.to(x.dtype) / (1 - self.p))
 
 
 class PadShortcut(nn.Module):
-    """Option A: every second pixel, channels moved by `sources` (see `Layout.maps`), zeros elsewhere; no parameters.
+    """Option A: every second pixel, channels moved by `sources` (see `Layout.maps`; None: channel i goes to channel
+    i + (later - earlier) // 2, zeros around them). (N, earlier, H, W) -> (N, later, ceil(H / 2), ceil(W / 2))."""
 
-    (N, in_channels, H, W) -> (N, len(sources), ceil(H / 2), ceil(W / 2)).
-    """
-
-    def __init__(self, in_channels: int, sources: tuple[int, ...]):
+    def __init__(self, earlier: int, later: int, sources: tuple[int, ...] | None = None):
         super().__init__()
-        before = sources.index(0) if 0 in sources else 0
-        after = len(sources) - in_channels - before
-        whole = (-1,) * before + tuple(range(in_channels)) + (-1,) * after
-        self.padding = (before, after) if sources == whole else None
-        index = None if self.padding else torch.tensor([in_channels if s < 0 else s for s in sources])
-        self.register_buffer("index", index, persistent=False)  # not in the state dict: it is in the layout
+        first = sources.index(0) if sources and 0 in sources else max(later - earlier, 0) // 2
+        padded = (-1,) * first + tuple(range(earlier)) + (-1,) * (later - earlier - first)
+        self.sources = sources = sources or padded
+        used = [s for s in sources if s >= 0]
+        good = len(sources) == later and all(-1 <= s < earlier for s in sources) and len(set(used)) == len(used)
+        require(good, "map of a shortcut", sources, f"{later} entries, each -1 or a channel below {earlier}, none twice")
+        self.padding = (first, later - earlier - first) if sources == padded else None
+        index = None if self.padding else torch.tensor([earlier if s < 0 else s for s in sources])
+        self.register_buffer("index", index, persistent=False)  # not in the state dict: the layout has it
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x[:, :, ::2, ::2]
         if self.padding:
             return F.pad(x, (0, 0, 0, 0, *self.padding))
-        return F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self.index)  # the appended channel holds the zeros
-
-
-def resolve_tap(model: nn.Module, tap: str | None) -> str:
-    """The tap's name (None and "default" give `model.default_tap`); ValueError for one that the net has not."""
-    tap = model.default_tap if tap in (None, "default") else tap
-    choose(f"tap of {model.layout.name}", tap, model.taps)
-    return tap
-
-
-def check_widths(name: str, widths: tuple[int, ...], count: int) -> None:
-    """ValueError unless `widths` are `count` positive ints."""
-    require(len(widths) == count, f"number of widths of {name}", len(widths), f"{count}, one a counted convolution")
-    require(min(widths) >= 1, f"widths of {name}", widths, "1 or more in each layer")
+        return F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self.index)  # the channel put behind holds the zeros
 
 
 def initialise(model: nn.Module, scheme: str) -> None:
-    """Draw all weights anew, as published, from torch's default generator.
+    """Draw the weights as published, from torch's default generator (seed it, or use torch.random.fork_rng).
 
-    - "torch": torch's own (AlexNet-small in HGSR's code).
-    - "fan_out": convolutions Kaiming normal, fan_out, ReLU, zero bias; linear layers torch's own (torchvision's ResNets;
-      ResNet18-small and 34-small).
-    - "vgg": the same, and linear layers N(0, 0.01) with zero bias (torchvision's VGG; VGG11-small, VGG16, VGG19).
-    - "fan_in": weights of convolutions and linear layers Kaiming normal, fan_in (akamaster's CIFAR ResNets).
+    "torch": torch's own (AlexNet-small). "fan_out": convolutions Kaiming normal, fan_out, ReLU, zero bias (torchvision's
+    ResNets: the small ones, resnet18_tiny; digits_cnn). "vgg": also linear layers N(0, 0.01), zero bias (torchvision's
+    VGG: VGG11-small, VGG16, VGG19). "fan_in": convolutions and linear layers Kaiming normal (akamaster's CIFAR ResNets).
     """
-    choose("scheme", scheme, ("torch", "fan_out", "vgg", "fan_in"))
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and scheme in ("fan_out", "vgg"):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear) and scheme == "vgg":
             nn.init.normal_(module.weight, 0, 0.01)
-            nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.Conv2d, nn.Linear)) and scheme == "fan_in":
             nn.init.kaiming_normal_(module.weight)
+            continue  # the linear layer's bias stays torch's own
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
