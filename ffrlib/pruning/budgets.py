@@ -1,0 +1,154 @@
+"""How many channels go: budgets that turn scores into a keep, exact costs of a keep, masks of single weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ffrlib.models import counted_convolutions
+from ffrlib.pruning import removal
+from ffrlib.pruning.criteria import evaluating
+from ffrlib.spec import choose, require
+
+Keep = dict[str, Tensor]
+_positions: dict[tuple, dict[str, int]] = {}  # (net's name, shortcut, image shape) -> layer -> output positions
+
+
+def positions(model: nn.Module, image_shape) -> dict[str, int]:
+    """Output positions (height x width; 1 for a linear layer) of each layer for one image of shape (C, H, W). They do not
+    depend on the widths, so one forward pass serves all pruned versions of a net."""
+    key = (model.layout.name, model.layout.shortcut, tuple(image_shape))
+    if key not in _positions:
+        found, hooks = {}, []
+        for name, layer in model.named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                note = lambda _, __, out, name=name: found.update({name: out[0, 0].numel()})
+                hooks.append(layer.register_forward_hook(note))
+        p = next(model.parameters())
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros(1, *image_shape, dtype=p.dtype, device=p.device))
+        for hook in hooks:
+            hook.remove()
+        _positions[key] = found
+    return _positions[key]
+
+
+def costs(model: nn.Module, image_shape, keep: Keep | None = None) -> tuple[int, int]:
+    """(parameters, MACs of convolutions and linear layers for one image) of the net that `shrink(model, keep)` gives,
+    counted without building it; of the net itself where `keep` is None."""
+    outputs, inputs, norm_sizes = {}, {}, {}
+    for g in model.groups() if keep is not None else ():
+        kept = int(keep[g.name].sum())
+        outputs |= {name: kept for name in g.writers}
+        norm_sizes |= {name: kept for name in g.norms if name}
+        inputs |= {name: kept / g.size for name in g.readers}
+    parameters = macs = 0
+    where = positions(model, image_shape)
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            rows = outputs.get(name, layer.weight.shape[0])
+            weights = round(rows * layer.weight[0].numel() * inputs.get(name, 1))
+            parameters += weights + (rows if layer.bias is not None else 0)
+            macs += weights * where[name]
+        else:
+            own = sum(p.numel() for p in layer.parameters(recurse=False))
+            parameters += own * norm_sizes[name] // layer.num_features if name in norm_sizes else own
+    return parameters, macs
+
+
+def _channels(model, image_shape, keep: Keep) -> int:
+    return sum(int(k.sum()) for k in keep.values())
+
+
+SHARES = {  # budget -> what a share of it counts
+    "channel_share": _channels,
+    "parameter_share": lambda *net: costs(*net)[0],
+    "macs_share": lambda *net: costs(*net)[1],
+}
+
+
+def fewest(enough: Callable[[int], bool], most: int) -> int:
+    """The smallest n in 0..most with enough(n), by bisection: a monotone predicate that holds at `most`."""
+    low = -1
+    while most - low > 1:
+        middle = (low + most) // 2
+        low, most = (low, middle) if enough(middle) else (middle, most)
+    return most
+
+
+def choose_keep(
+    model: nn.Module,
+    scores: Keep,
+    budget: str,
+    amount: float,
+    scope: str = "global",
+    groups: str = "all",
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    loss: Callable[[Keep], float] | None = None,
+) -> tuple[Keep, int]:
+    """(keep, held back): channels go in ascending order of score, and with them what `removal.close` adds.
+
+    `budget`: "threshold": all with a score below `amount`; "channel_share", "macs_share", "parameter_share": as few as
+    remove at least the share `amount` of the whole net's, counted exactly for the small net, so the target is met from
+    above; "loss_tolerance": as many as keep the jointly measured rise, loss(keep) - loss(all kept), below `amount`: the
+    number is doubled until the rise is too large, then bisected (some 2 log2 of the channels' number evaluations).
+    `scope` "layer": a channel's score is replaced by its rank within its group, so that each loses the same share (no
+    meaning for "threshold"). `held back` counts the channels that the budget would cut and the minimum of one a layer keeps
+    (the one with the highest score). Raises ValueError for unknown names, NaN scores and a share out of reach.
+    """
+    choose("pruning.budget", budget, ("threshold", *SHARES, "loss_tolerance"))
+    choose("pruning.scope", scope, ("global", "layer"))
+    choose("pruning.groups", groups, ("all", "inner"))
+    full = removal.full_keep(model)
+    values = {g.name: scores[g.name].detach().double().cpu() for g in model.groups()}
+    require(not any(v.isnan().any() for v in values.values()), "a score", "NaN", "numbers")
+    ranked = {
+        k: v.argsort(stable=True).argsort(stable=True) / len(v) if scope == "layer" else v for k, v in values.items()
+    }
+    open_ = torch.cat([torch.full((g.size,), groups == "all" or g.kind == "inner") for g in model.groups()])
+    order = torch.cat(list(ranked.values())).argsort(stable=True)
+    order = order[open_[order]]  # places in the concatenation of all groups
+    sizes = [len(v) for v in values.values()]
+
+    def cut(n: int) -> tuple[Keep, int]:
+        flat = torch.ones(len(open_), dtype=torch.bool)
+        flat[order[:n]] = False
+        asked = dict(zip(full, flat.split(sizes)))
+        keep = {k: v if v.any() else torch.arange(len(v)) == values[k].argmax() for k, v in asked.items()}
+        keep = removal.close(model, keep)
+        return keep, sum(int((keep[k] & ~asked[k]).sum()) for k in asked)
+
+    if budget == "threshold":
+        return cut(int((torch.cat(list(values.values()))[open_] < amount).sum()))
+    if budget == "loss_tolerance":
+        if loss is None:
+            raise ValueError("loss is None; allowed with budget 'loss_tolerance': a function from a keep to the loss.")
+        limit = loss(full) + amount
+        fits, over = 0, len(order) + 1  # a number of cuts below the limit, and one too large
+        while over - fits > 1:
+            probe = min(max(2 * fits, 1), (fits + over) // 2)
+            fits, over = (probe, over) if loss(cut(probe)[0]) < limit else (fits, probe)
+        return cut(fits)
+    count = partial(SHARES[budget], model, image_shape)
+    limit = (
+        count(full) * (1 - amount) * (1 + 1e-12)
+    )  # the factor: a share that is met exactly must not fail by rounding
+    if count(cut(len(order))[0]) > limit:
+        most = 1 - count(cut(len(order))[0]) / count(full)
+        raise ValueError(f"pruning.amount is {amount!r}; allowed for {budget} here: at most {most:.4f}.")
+    return cut(fewest(lambda n: count(cut(n)[0]) <= limit, len(order)))
+
+
+def magnitude_mask(model: nn.Module, share: float) -> dict[str, Tensor]:
+    """Parameter name -> bool mask of a counted convolution's weight, False where it is removed: the round(share * total)
+    smallest |w| of all these weights together, exactly that many (ties in the net's order)."""
+    require(0 <= share <= 1, "share", share, "0 to 1")
+    weights = {f"{name}.weight": conv.weight.detach() for name, conv in counted_convolutions(model)}
+    flat = torch.cat([w.abs().flatten() for w in weights.values()])
+    kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    kept[flat.argsort(stable=True)[: round(share * len(flat))]] = False
+    parts = kept.split([w.numel() for w in weights.values()])
+    return {name: part.view(w.shape) for (name, w), part in zip(weights.items(), parts)}
