@@ -1,0 +1,67 @@
+# Everything a reader calls. `make help` lists it. Needs GNU make and Python 3.11 or 3.12.
+SCALE ?= quick
+WORKERS ?= 0
+SEEDS ?=
+STALE ?=
+export FFR_STALE := $(STALE)
+
+# `make test PY=python` uses an environment of your own and sets nothing up.
+ifeq ($(origin PY),undefined)
+PY := .venv/bin/python
+ENVIRONMENT := .venv/installed
+endif
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(if $(shell $(p) -c $(SUPPORTED) 2>&1),,$(p))))
+SUPPORTED := "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else 'no')"
+NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/lessons)
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce replicate test lab tables figures check plan data clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@echo "Variables: SCALE=quick|laptop|paper, WORKERS=n (0: one a core), SEEDS=n, STALE=rerun, PY=python, PYTHON=python3.x"
+
+# Done once; again only when the lock file changes. The .pth file makes `import ffrlib` work in every notebook.
+.venv/installed: requirements.lock
+	@$(if $(PYTHON),,echo "Python 3.11 or 3.12 is needed (found: $$(python3 --version 2>&1)). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1)
+	@$(PYTHON) -c $(SUPPORTED) || { echo "PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or 3.12 is needed." >&2; exit 1; }
+	@echo "Setting up .venv (once, a few minutes) ..."
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	@.venv/bin/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'ffrlib.pth').write_text('$(CURDIR)\n')"
+	@touch $@
+
+reproduce: $(ENVIRONMENT)  ## run what has no record yet, make every table and figure anew (SCALE, WORKERS, SEEDS)
+	@$(PY) -m ffrlib.notebooks reproduce --scale $(SCALE) --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS))
+
+replicate: $(ENVIRONMENT)  ## train the quick scale again from nothing and compare every record with the committed one
+	@$(PY) -m ffrlib.notebooks replicate
+
+# One thread for each process: pytest and the kernels start several, and threads beyond the cores slow all down.
+test: export OMP_NUM_THREADS ?= 1
+test: $(ENVIRONMENT)  ## unit tests, the notebooks, and a replication of a sample
+	@$(PY) -m pytest -q
+	@$(if $(NOTEBOOKS),$(PY) -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env $(NOTEBOOKS))
+	@$(PY) -m ffrlib.notebooks sample
+
+lab: $(ENVIRONMENT)  ## JupyterLab at the start notebook
+	@$(PY) -m jupyterlab notebooks/00_start_here.ipynb
+
+tables: $(ENVIRONMENT)  ## every table and figure from the records alone, nothing is trained (SCALE)
+	@$(PY) -m ffrlib.notebooks tables --scale $(SCALE)
+
+figures: $(ENVIRONMENT)  ## the pictures from the records
+	@$(PY) -m ffrlib.figures
+
+check: $(ENVIRONMENT)  ## are all records valid, do all tables come out the same?
+	@$(PY) -m ffrlib.check
+
+plan: $(ENVIRONMENT)  ## what would run, and how many minutes it takes (SCALE)
+	@$(PY) -m ffrlib.run --plan --scale $(SCALE)
+
+data: $(ENVIRONMENT)  ## fetch CIFAR-10 (170 MB) into data/raw; other sets: python -m ffrlib.fetch NAME
+	@$(PY) -m ffrlib.fetch cifar10
+
+clean:  ## remove what can be made again (not the records, the environment or the data)
+	@rm -rf build .pytest_cache .ruff_cache .hypothesis results/cache
+	@find ffrlib tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
