@@ -156,7 +156,7 @@ class Trainer:
         x = self.images.train[0].index_select(0, drawn["order"])
         y = self.images.train[1].index_select(0, drawn["order"])
         if len(drawn) > 1:
-            x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"])
+            x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"].bool())
         x = data.normalise(x, self.images.mean, self.images.std, self.rate.dtype)
         self.rate.copy_(self.epoch_rates.index_select(0, self.at)[0])
         self.optimiser.zero_grad(set_to_none=True)
