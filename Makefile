@@ -10,8 +10,7 @@ ifeq ($(origin PY),undefined)
 PY := .venv/bin/python
 ENVIRONMENT := .venv/installed
 endif
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(if $(shell $(p) -c $(SUPPORTED) 2>&1),,$(p))))
-SUPPORTED := "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else 'no')"
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/lessons)
 
 .DEFAULT_GOAL := help
@@ -23,10 +22,14 @@ help:  ## this list
 
 # Done once; again only when the lock file changes. The .pth file makes `import ffrlib` work in every notebook.
 .venv/installed: requirements.lock
-	@$(if $(PYTHON),,echo "Python 3.11 or 3.12 is needed (found: $$(python3 --version 2>&1)). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1)
-	@$(PYTHON) -c $(SUPPORTED) || { echo "PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or 3.12 is needed." >&2; exit 1; }
-	@echo "Setting up .venv (once, a few minutes) ..."
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3 python); do \
+	    if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then break; fi; python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "Python 3.11 or 3.12 is needed; tried $(or $(PYTHON),python3.11 python3.12 python3 python). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	echo "Setting up .venv (once, a few minutes) ..."; \
+	test -x .venv/bin/python || "$$python" -m venv .venv
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	@.venv/bin/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'ffrlib.pth').write_text('$(CURDIR)\n')"
 	@touch $@
