@@ -1,0 +1,136 @@
+"""Runs the experiment notebooks: `python -m ffrlib.notebooks reproduce | replicate | sample | tables`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+
+from ffrlib.files import REPOSITORY
+from ffrlib.spec import SCALES, choose, require
+
+EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
+BUILD = REPOSITORY / "build"
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+@contextlib.contextmanager
+def environment(**values: str):
+    """Set environment variables for the kernels started meanwhile, and put the old ones back."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def declared(path: Path | str) -> dict[str, type]:
+    """The parameters of a notebook: name -> type of each `name: type = value` in its cell tagged `parameters`.
+
+    Raises ValueError unless there is one such cell with nothing else in it (comments apart); types: str, int, float, bool.
+    """
+    tagged = [c.source for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    require(len(tagged) == 1, f"the number of cells tagged 'parameters' in {path}", len(tagged), "1")
+    found = {}
+    for line in ast.parse(tagged[0]).body:
+        plain = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
+        kind = TYPES.get(ast.unparse(line.annotation)) if plain else None
+        require(kind is not None, f"a line of the parameters of {path}", ast.unparse(line),
+                f"name: type = value, with a type of {', '.join(TYPES)}")  # fmt: skip
+        found[line.target.id] = kind
+    return found
+
+
+def execute(path: Path | str, parameters: dict | None = None, out: Path | str | None = None, progress=True) -> Path:
+    """Run a notebook from top to bottom in a fresh kernel of this Python, in its own folder; returns the executed copy.
+
+    `parameters` replace defaults of its parameters cell; papermill alone would take a misspelt one without a word.
+    `out`: by default the same name in build/notebooks. Raises ValueError for a parameter that is not declared or of
+    another type, papermill.PapermillExecutionError where a cell fails (the copy then shows it).
+    """
+    path, parameters, known = Path(path), parameters or {}, declared(path)
+    for name, value in parameters.items():
+        choose(f"a parameter of {path.name}", name, known)
+        fits = type(value) is known[name] or (known[name] is float and type(value) is int)
+        require(fits, f"{name} of {path.name}", value, f"a value of type {known[name].__name__}")
+    out = Path(out or BUILD / "notebooks" / path.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # No kernel folders: one that the user has installed as python3 would run another Python. Unix sockets rather than
+    # ports: kernels that start side by side can pick the same port.
+    manager = AsyncKernelManager(transport="ipc" if os.name == "posix" else "tcp", kernel_name="python3",
+                                 kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))  # fmt: skip
+    search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    with environment(PYTHONPATH=search, FFR_RUNNER="papermill"):
+        papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
+                                   language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
+    return out
+
+
+def execute_all(parameters: dict, out: Path | None = None) -> dict[str, int]:
+    """Run every experiment notebook in name order, each with those of the parameters that it declares.
+
+    Returns the sums of what the notebooks' calls of `ffrlib.run.run_specs` report. Raises FileNotFoundError for none.
+    """
+    paths, out = sorted(EXPERIMENTS.glob("*.ipynb")), out or BUILD / "notebooks"
+    if not paths:
+        raise FileNotFoundError(f"there is no notebook in {EXPERIMENTS}")
+    summary = out / "summary.jsonl"
+    summary.unlink(missing_ok=True)
+    for number, path in enumerate(paths, 1):
+        print(f"[{number}/{len(paths)}] {path.name}", flush=True)
+        wanted = {name: value for name, value in parameters.items() if name in declared(path)}
+        with environment(FFR_SUMMARY=str(summary)):
+            execute(path, wanted, out / path.name)
+    totals = {"reused": 0, "trained": 0, "diverged": 0, "missing": 0}
+    for line in summary.read_text().splitlines() if summary.exists() else []:
+        for name, value in json.loads(line).items():
+            totals[name] += value
+    return totals
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ffrlib.notebooks", description=__doc__)
+    parser.add_argument("task", choices=("reproduce", "replicate", "sample", "tables"))
+    parser.add_argument("--scale", default="quick", help=", ".join(SCALES))
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
+    parser.add_argument("--seeds", type=int, help="seeds a cell; default: the notebook's own")
+    given = parser.parse_args(arguments)
+    choose("--scale", given.scale, SCALES)
+    parameters = {"scale": given.scale, "workers": given.workers} | ({"seeds": given.seeds} if given.seeds else {})
+    values = {"FFR_TRAIN": "never"} if given.task == "tables" else {}
+    fresh = None
+    if given.task in ("replicate", "sample"):
+        fresh, parameters = BUILD / given.task, {"scale": "quick", "workers": given.workers}
+        shutil.rmtree(fresh, ignore_errors=True)  # trained from nothing, kept afterwards for who wants to look
+        values = {"FFR_RESULTS": str(fresh / "results")} | ({"FFR_SAMPLE": "1"} if given.task == "sample" else {})
+    with environment(**values):
+        totals = execute_all(parameters, fresh and fresh / "notebooks")
+    print("{reused} records reused, {trained} trained".format(**totals)
+          + "".join(f", {totals[name]} {name}" for name in ("diverged", "missing") if totals[name]))  # fmt: skip
+    if fresh:
+        from ffrlib import check  # above this module: it compares what the notebooks made
+
+        return check.compare(committed=REPOSITORY / "results", fresh=fresh / "results")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, FileNotFoundError, papermill.PapermillExecutionError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: finished records are kept, call it again to go on.")
