@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
+import torch
 from torch import nn
 
 from ffrlib.models import plain, resnet
@@ -11,7 +13,7 @@ from ffrlib.models.layers import ChannelGroup, Dropout, Layout, PadShortcut
 from ffrlib.spec import CIFAR_RESNETS, choose, require
 from ffrlib.spec import MODELS as NAMES
 
-__all__ = ["NAMES", "ChannelGroup", "Dropout", "Layout", "build", "carried", "counted_convolutions", "scaled_widths"]
+__all__ = ["NAMES", "ChannelGroup", "Dropout", "Layout"]
 PLANS = {**plain.PLANS, **resnet.PLANS}
 
 
@@ -32,6 +34,16 @@ def build(name: str, num_classes: int = 10, shortcut: str | None = None, widths=
     maps = maps and tuple(tuple(int(s) for s in sources) for sources in maps)
     layout = Layout(name, int(num_classes), shortcut, widths, maps)
     return (plain.Plain if name in plain.PLANS else resnet.ResNet)(layout, plan)
+
+
+def rebuild(layout: Layout, state: dict[str, torch.Tensor], channels_last: bool = False) -> nn.Module:
+    """The net of `layout` with the tensors of `state`, in their dtype, on their device; no random number is used up."""
+    weight = next(iter(state.values()))
+    with torch.random.fork_rng(devices=[]):
+        model = build(**asdict(layout))
+    model.to(weight.device, weight.dtype, memory_format=torch.channels_last if channels_last else None)
+    model.load_state_dict(state)
+    return model
 
 
 def scaled_widths(name: str, factor: float, shortcut: str | None = None) -> tuple[int, ...]:

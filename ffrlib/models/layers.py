@@ -91,7 +91,9 @@ class PadShortcut(nn.Module):
         self.sources = sources = sources or padded
         used = [s for s in sources if s >= 0]
         good = len(sources) == later and all(-1 <= s < earlier for s in sources) and len(set(used)) == len(used)
-        require(good, "map of a shortcut", sources, f"{later} entries, each -1 or a channel below {earlier}, none twice")
+        require(
+            good, "map of a shortcut", sources, f"{later} entries, each -1 or a channel below {earlier}, none twice"
+        )
         self.padding = (first, later - earlier - first) if sources == padded else None
         index = None if self.padding else torch.tensor([earlier if s < 0 else s for s in sources])
         self.register_buffer("index", index, persistent=False)  # not in the state dict: the layout has it

@@ -55,14 +55,10 @@ def load(name: str, root: str | os.PathLike | None = None) -> nn.Module:
     Its input is normalised by PUBLISHED_MEAN and PUBLISHED_STD. Raises what `locate` raises.
     """
     path = locate(name, root)
-    with torch.random.fork_rng(devices=[]):  # the caller's stream of random numbers stays where it is
-        model = models.build(name, shortcut="A")
     with np.load(path, allow_pickle=False) as file:
         state = {key: torch.from_numpy(file[key]) for key in file.files}
-    # The files predate batch norm's count of batches, which only momentum=None would read.
-    state |= {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-    model.load_state_dict(state)
-    return model.eval()
+    layout = models.Layout(name, 10, "A", None, None)
+    return models.rebuild(layout, state).eval()  # torch adds batch norm's counts of batches, which these files lack
 
 
 def convert(original: str | os.PathLike, path: str | os.PathLike) -> Path:

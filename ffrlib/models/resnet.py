@@ -94,7 +94,9 @@ class ResNet(Net):
             self.add_module(stage, nn.ModuleList())
             for k, (_, (inner, later)) in enumerate(zip(range(depth), pairs)):
                 if s > 0 and k == 0:
-                    shortcut = PadShortcut(size, later, maps[s - 1]) if layout.shortcut == "A" else Projection(size, later)
+                    shortcut = (
+                        PadShortcut(size, later, maps[s - 1]) if layout.shortcut == "A" else Projection(size, later)
+                    )
                 else:
                     shortcut = nn.Identity()
                     require(later == size, f"width of {stage}.{k}.conv2", later, f"{size}, that of its stage")
