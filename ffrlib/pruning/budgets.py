@@ -17,6 +17,10 @@ Keep = dict[str, Tensor]
 _positions: dict[tuple, dict[str, int]] = {}  # (net's name, shortcut, image shape) -> layer -> output positions
 
 
+def _note(found: dict[str, int], name: str, layer, inputs, out: Tensor) -> None:
+    found[name] = out[0, 0].numel()
+
+
 def positions(model: nn.Module, image_shape) -> dict[str, int]:
     """Output positions (height x width; 1 for a linear layer) of each layer for one image of shape (C, H, W). They do not
     depend on the widths, so one forward pass serves all pruned versions of a net."""
@@ -25,8 +29,7 @@ def positions(model: nn.Module, image_shape) -> dict[str, int]:
         found, hooks = {}, []
         for name, layer in model.named_modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                note = lambda _, __, out, name=name: found.update({name: out[0, 0].numel()})
-                hooks.append(layer.register_forward_hook(note))
+                hooks.append(layer.register_forward_hook(partial(_note, found, name)))
         p = next(model.parameters())
         with evaluating(model), torch.no_grad():
             model(torch.zeros(1, *image_shape, dtype=p.dtype, device=p.device))

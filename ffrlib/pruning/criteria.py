@@ -1,16 +1,17 @@
 """How much each channel matters: a score for each channel of each group, the least important first to go.
 
-A global budget ranks all channels together, so scores must compare across layers. Sums grow with the number n of a
-channel's weights and means shrink with it; the weight scores are *gains*, sum|w| / sqrt(n) and sqrt(sum w^2), which a
-fan-in initialisation makes the same at every width, and which still show a layer that died as a whole (dividing by the
-layer's mean would hide it). A stream channel takes the mean over its writers (or readers). `taylor` and `loss_increase`
-are in units of the loss, `flow` of activations. All run in eval mode and leave model, gradients and modes as they were.
+A global budget ranks all channels together, so scores must compare across layers. Norms of weights and activations do
+not: they follow the layer's shape and initialisation, and a batch norm behind them undoes any scale. Ranked as they
+are, they empty one layer after the other; `relative` therefore divides them by their layer's mean. `bn_scale` stays as
+it is, `taylor` and `loss_increase` are in units of the loss. A stream channel takes the mean over its writers or
+readers. All run in eval mode and leave model, gradients and modes as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,25 +31,29 @@ def _mean(model: nn.Module, part: str, score: Callable[[Tensor, int], Tensor]) -
     return {g.name: torch.stack([score(w, g.size) for w in ws]).mean(0) for g, ws in weights.items()}
 
 
+def relative(scores: Scores) -> Scores:
+    """Scores over their layer's mean; over a tenth of the median layer's where that is more, so that a layer which died
+    as a whole (a block that a penalty switched off) still goes first."""
+    means = torch.stack([score.mean() for score in scores.values()])
+    floor = means.median().mul(0.1).clamp_min(torch.finfo(means.dtype).tiny)
+    return {name: score / mean for (name, score), mean in zip(scores.items(), means.maximum(floor))}
+
+
 def l1_norm(model, images=None, labels=None, seed=0) -> Scores:
-    """sum|w| / sqrt(n) over the n weights that write a channel (arXiv 1608.08710, scaled as above)."""
-    return _mean(model, "writers", lambda w, size: w.abs().sum((1, 2, 3)) / w[0].numel() ** 0.5)
+    """sum|w| / sqrt(n) over the n weights that write a channel (arXiv 1608.08710), `relative`."""
+    return relative(_mean(model, "writers", lambda w, size: w.abs().sum((1, 2, 3)) / w[0].numel() ** 0.5))
 
 
 def l2_norm(model, images=None, labels=None, seed=0) -> Scores:
-    """sqrt(sum w^2) over the weights that write a channel."""
-    return _mean(model, "writers", lambda w, size: w.flatten(1).norm(dim=1))
+    """sqrt(sum w^2) over the weights that write a channel, `relative`."""
+    return relative(_mean(model, "writers", lambda w, size: w.flatten(1).norm(dim=1)))
 
 
 def geometric_median(model, images=None, labels=None, seed=0) -> Scores:
-    """Mean Euclidean distance to all channels of the layer (arXiv 1811.00250: the sum, here over their number, so that
-    layers compare): near the geometric median lie the channels that others can replace."""
-    return _mean(
-        model, "writers", lambda w, size: torch.cdist(*[w.flatten(1).double()] * 2, compute_mode=EXACT).mean(1).float()
-    )
-
-
-EXACT = "donot_use_mm_for_euclid_dist"  # the quick formula gives distances above 0 between equal channels
+    """Mean Euclidean distance to the layer's channels (arXiv 1811.00250), `relative`: near the geometric median lie
+    those that others can replace. By differences: the quick formula gives equal channels a distance above 0."""
+    exact = "donot_use_mm_for_euclid_dist"
+    return relative(_mean(model, "writers", lambda w, n: torch.cdist(*[w.flatten(1)] * 2, compute_mode=exact).mean(1)))
 
 
 def bn_scale(model, images=None, labels=None, seed=0) -> Scores:
@@ -62,8 +67,9 @@ def bn_scale(model, images=None, labels=None, seed=0) -> Scores:
 
 def feature_group(model, images=None, labels=None, seed=0) -> Scores:
     """sqrt(I / O * sum_o sum_hw W[o, i]^2): the norm of HGSR's feature-wise group (group lasso), that is of the weights
-    that *read* channel i of I, as a gain. A linear layer behind flatten reads each channel at several neighbours."""
-    return _mean(model, "readers", lambda w, size: w.reshape(len(w), size, -1).square().mean(0).sum(1).mul(size).sqrt())
+    that *read* channel i of I, `relative`. A linear layer behind flatten reads each channel at several neighbours."""
+    scores = _mean(model, "readers", lambda w, n: w.reshape(len(w), n, -1).square().mean(0).sum(1).mul(n).sqrt())
+    return relative(scores)
 
 
 def random(model, images=None, labels=None, seed=0) -> Scores:
@@ -93,9 +99,9 @@ def feature_places(model: nn.Module) -> dict[str, list[int]]:
 
 def flow(model, images, labels=None, seed=0, batch: int = 128) -> Scores:
     """A channel's part in the feature flow: mean |x_l| + mean |d_l| over samples and positions, then over the group's
-    features (all ReLU outputs; our definition). d_l = x_l - x_{l-1} is the step that arrives at x_l, from the group's own
-    feature before it (in a stream) or else from the layer before; it counts 0 where the shape changes."""
-    totals = {name: 0.0 for name in feature_places(model)}
+    features (all ReLU outputs; our definition), `relative`. d_l = x_l - x_{l-1} is the step that arrives at x_l, from
+    the group's own feature before it (in a stream) or else from the layer before; 0 where the shape changes."""
+    totals = dict.fromkeys(feature_places(model), 0.0)
     with evaluating(model), torch.no_grad():
         for x in images.split(batch):
             features = [f.float() for f in model.flow(x, "post_activation")[1]]
@@ -105,7 +111,7 @@ def flow(model, images, labels=None, seed=0, batch: int = 128) -> Scores:
                     if before >= 0 and features[before].shape == value.shape:
                         value = value + (features[i] - features[before]).abs()
                     totals[name] = totals[name] + value.mean((2, 3)).sum(0) / (len(places) * len(images))
-    return totals
+    return relative(totals)
 
 
 def _gates(model: nn.Module, group) -> list[Tensor]:
@@ -115,10 +121,10 @@ def _gates(model: nn.Module, group) -> list[Tensor]:
 
 
 def taylor(model, images, labels, seed=0, batch: int = 32) -> Scores:
-    """|first-order change of the loss when the channel is masked|, |sum of p dL/dp over its gates|, mean over batches of
-    `batch` images (arXiv 1906.10771 in its batch-norm form, without the square, so in units of the loss)."""
+    """|first-order change of the loss when the channel is masked|, |sum of p dL/dp over its gates|, mean over batches
+    of `batch` images (arXiv 1906.10771 in its batch-norm form, without the square, so in units of the loss)."""
     gates = {g.name: _gates(model, g) for g in model.groups()}
-    totals = {name: 0.0 for name in gates}
+    totals = dict.fromkeys(gates, 0.0)
     with evaluating(model), torch.enable_grad():
         for x, y in zip(images.split(batch), labels.split(batch)):
             grads = iter(torch.autograd.grad(cross_entropy(model(x), y), [p for ps in gates.values() for p in ps]))
@@ -141,14 +147,22 @@ def _skip(units: list[tuple[nn.Module, ...]], outputs: list[Tensor], count: int)
         m.__dict__.pop("forward", None)  # the class's own method is found again
         if n < count:
             out = outputs[n] if n == count - 1 and m is units[n][-1] else None
-            hand_over = lambda x, out=out: x if out is None else out
-            m.forward = (lambda x, f=hand_over: (f(x),) * 4) if isinstance(m, Block) else hand_over
+            m.forward = partial(_hand_over, out, 4 if isinstance(m, Block) else 0)
+
+
+def _hand_over(out: Tensor | None, times: int, x: Tensor):
+    out = x if out is None else out
+    return (out,) * times if times else out
+
+
+def _note(outputs: list[Tensor], module: nn.Module, inputs, out) -> None:
+    outputs.append(out[-1] if isinstance(module, Block) else out)
 
 
 @torch.no_grad()
 def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
-    """Rise of the mean cross-entropy (below 0: a fall) with the channel masked and with it all that `removal.close` cuts
-    along: our stand-in for the follow-up paper's criterion (arXiv 2011.02389, known by its abstract).
+    """Rise of the mean cross-entropy (below 0: a fall) with the channel masked and with it all that `removal.close`
+    cuts along: our stand-in for the follow-up paper's criterion (arXiv 2011.02389, known by its abstract).
 
     What comes before the mask runs once a batch and is handed over afterwards. Cost in forward passes of all images:
     about 420 for the 1,120 channels of ResNet-56, 1,100 for the 4,224 of VGG16.
@@ -168,8 +182,7 @@ def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
         try:
             for x, y in zip(images.split(batch), labels.split(batch)):
                 outputs, skipped = [], 0
-                note = lambda m, _, out, into=outputs: into.append(out[-1] if isinstance(m, Block) else out)
-                hooks = [unit[-1].register_forward_hook(note) for unit in units]
+                hooks = [unit[-1].register_forward_hook(partial(_note, outputs)) for unit in units]
                 base = cross_entropy(model(x), y, reduction="sum").double()
                 for hook in hooks:
                     hook.remove()
