@@ -1,4 +1,4 @@
-"""What all nets share: layout as data, channel groups, the flow's face, dropout, option A's shortcut, initialisation."""
+"""What all nets share: layout, channel groups, taps, dropout, option A's shortcut, initialisation."""
 
 from __future__ import annotations
 
@@ -108,9 +108,11 @@ class PadShortcut(nn.Module):
 def initialise(model: nn.Module, scheme: str) -> None:
     """Draw the weights as published, from torch's default generator (seed it, or use torch.random.fork_rng).
 
-    "torch": torch's own (AlexNet-small). "fan_out": convolutions Kaiming normal, fan_out, ReLU, zero bias (torchvision's
-    ResNets: the small ones, resnet18_tiny; digits_cnn). "vgg": also linear layers N(0, 0.01), zero bias (torchvision's
-    VGG: VGG11-small, VGG16, VGG19). "fan_in": convolutions and linear layers Kaiming normal (akamaster's CIFAR ResNets).
+    "torch": torch's own (AlexNet-small). "fan_in": convolutions and linear layers Kaiming normal (akamaster's CIFAR
+    ResNets). "fan_out": convolutions Kaiming normal, fan_out, ReLU, zero bias (torchvision's ResNets, hence the small
+    ones and resnet18_tiny; digits_cnn; VGG11-small). "vgg": also linear layers N(0, 0.01), zero bias (torchvision's VGG:
+    VGG16, VGG19). HGSR's code has "vgg" for VGG11-small too, where it does not train in short runs: three linear layers
+    of 128 units pass so little that its loss stood at log 10 for 800 steps of lr .01; "fan_out" left it within 200.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and scheme in ("fan_out", "vgg"):

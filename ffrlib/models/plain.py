@@ -1,4 +1,4 @@
-"""Plain nets, convolution after convolution: AlexNet-small, VGG11-small, VGG16, VGG19 and a small net for the digits."""
+"""Plain nets, AlexNet-small, VGG11-small, VGG16, VGG19, and a small one for the digits."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _VGG11 = ((16,), (32,), (64, 64), (128, 128), (128, 128))
 PLANS = {
     "digits_cnn": PlainPlan(((16,) * 4, (32,) * 2), bias=False, last_pool=False, in_channels=1, init="fan_out"),
     "alexnet_small": PlainPlan(((8,), (16,), (32, 16, 16)), False, True, 4, (128, 128), "before", init="torch"),
-    "vgg11_small": PlainPlan(_VGG11, False, hidden=(128, 128), dropout="after"),
-    "vgg11_small_bn": PlainPlan(_VGG11, hidden=(128, 128), dropout="after"),
+    "vgg11_small": PlainPlan(_VGG11, False, hidden=(128, 128), dropout="after", init="fan_out"),
+    "vgg11_small_bn": PlainPlan(_VGG11, hidden=(128, 128), dropout="after", init="fan_out"),
     "vgg16": _vgg(2, 2, 3, 3, 3),
     "vgg19": _vgg(2, 2, 4, 4, 4),
 }

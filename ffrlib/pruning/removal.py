@@ -97,8 +97,8 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
     """A new, smaller net without the channels that `close(model, keep)` cuts; the model itself is left alone.
 
     In eval mode its outputs are those of `mask(model, keep)`, where a cut channel is zero behind its ReLU: its readers
-    lose a sum of zeros. Kept channels take their batch-norm statistics along. The new net has the model's device, dtype,
-    memory format and mode, but not its dropout generator; it can be trained and shrunk again.
+    lose a sum of zeros. Kept channels take their batch-norm statistics along. The new net has the device, dtype, memory
+    format and mode of the model, not its dropout generator; it can be trained and shrunk again.
     """
     keep, state = close(model, keep), model.state_dict()
     for group in model.groups():
