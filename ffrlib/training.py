@@ -9,9 +9,10 @@ single-threaded processes (see `run`).
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,12 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ffrlib import data, models
+from ffrlib import checkpoint, data, models
 from ffrlib.data import ImageSet
-from ffrlib.files import write_atomically
 from ffrlib.models.layers import Dropout
 from ffrlib.regularizers import flow, proximal, weight
-from ffrlib.spec import Recipe, RunSpec, key
+from ffrlib.spec import Recipe, RunSpec
 
 WARM_UP = 3  # eager steps before a capture: cuDNN picks its algorithms, lazy state is made
 
@@ -53,6 +53,19 @@ def precision(spec: RunSpec, device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def deterministic() -> None:
+    """From here on equal runs on one GPU are bitwise equal (on a CPU they always are). Call it before the GPU is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+
+
 def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
     """The learning rate of each of `steps` steps, shape (steps,), float64."""
     t = np.arange(steps) / max(steps, 1)
@@ -73,6 +86,17 @@ def new_model(spec: RunSpec, num_classes: int) -> torch.nn.Module:
         return models.build(spec.model, num_classes=num_classes, shortcut=shortcut, widths=widths)
 
 
+def flow_of(model: torch.nn.Module, x: torch.Tensor, tap: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits and the features at `tap` (none where it is None)."""
+    return model.flow(x, tap) if tap else (model(x), [])
+
+
+@functools.cache
+def compiled_flow():
+    """`flow_of` through torch.compile: one compilation serves all runs of a shape."""
+    return torch.compile(flow_of, dynamic=False)
+
+
 @dataclass
 class Trained:
     """What training leaves: the net (eval mode), its curve, and how it ended ("finished", "diverged" or "paused")."""
@@ -91,8 +115,8 @@ class Trainer:
     `observe(model) -> {name: float}` is asked after about ten evenly spaced epochs and after the last.
     """
 
-    def __init__(self, spec: RunSpec, images: ImageSet, device="cpu", model=None, masks=None, observe=None):
-        self.spec, self.images, self.observe = spec, images, observe
+    def __init__(self, spec: RunSpec, images: ImageSet, device="cpu", model=None, masks=None, observe=None, compiled=False):
+        self.spec, self.images, self.observe, self.compiled = spec, images, observe, compiled
         self.device, self.dtype = torch.device(device), precision(spec, device)
         self.model = new_model(spec, images.num_classes) if model is None else model
         self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
@@ -102,25 +126,33 @@ class Trainer:
         self.rates = learning_rates(spec.recipe, self.steps * spec.recipe.epochs)
         self.epoch, self.seconds, self.failure, self.graph = 0, 0.0, None, None
         self.curve: dict = {"loss": [], "penalty": []}
-        self.order_generator = torch.Generator().manual_seed(stream_seed(spec.seed, "order"))
-        self.dropout_generator = torch.Generator(self.device).manual_seed(stream_seed(spec.seed, "dropout"))
+        self.dropout_generator = torch.Generator(self.device)
         self.dropouts = [m for m in self.model.modules() if isinstance(m, Dropout)]
-        named = dict(self.model.named_parameters())
-        self.masked = [(named[name], mask.to(self.device, named[name].dtype)) for name, mask in (masks or {}).items()]
         real = {"dtype": torch.float64 if self.dtype == torch.float64 else torch.float32, "device": self.device}
         whole = {"dtype": torch.int64, "device": self.device}
-        self.rate = torch.zeros((), **real)
-        self.parameters = list(self.model.parameters())
+        self.masks = {name: mask.to(**real) for name, mask in (masks or {}).items()}
+        self.parameters, self.real = list(self.model.parameters()), real["dtype"]
+        # The fused optimiser reads a learning rate on a GPU as float32, whatever the weights are.
+        self.rate = torch.zeros((), dtype=self.real if self.device.type == "cpu" else torch.float32, device=self.device)
         r = spec.recipe
         self.optimiser = torch.optim.SGD(self.parameters, lr=self.rate, momentum=r.momentum, nesterov=r.nesterov and r.momentum > 0,
                                          weight_decay=r.weight_decay, fused=True)  # fmt: skip
+        if r.momentum:  # from zero, which is where the optimiser would start: at fixed addresses, before the first step
+            for parameter in self.parameters:
+                self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         # Fixed addresses that a captured step reads and writes.
         self.at, self.window = torch.zeros(1, **whole), torch.arange(self.batch, **whole)
         self.epoch_rates = torch.zeros(self.steps, **real)
         tables = ("order", "dy", "dx", "flip") if r.augment == "crop_flip" else ("order",)
         self.tables = {name: torch.zeros(self.steps * self.batch, **whole) for name in tables}
+        if "flip" in tables:
+            self.tables["flip"] = self.tables["flip"].bool()
         self.sums = torch.zeros(2, **real)  # cross-entropy and penalty over the epoch
         self.first_bad = torch.full((1,), -1, **whole)
+
+    def momentum(self) -> list[torch.Tensor]:
+        """The optimiser's momentum buffers in the order of the parameters; [] without momentum."""
+        return [s["momentum_buffer"] for s in map(self.optimiser.state.get, self.parameters) if s]
 
     @property
     def finished(self) -> bool:
@@ -130,7 +162,7 @@ class Trainer:
     def penalties(self, features: list[torch.Tensor]) -> torch.Tensor:
         """The sum of the three bundles of penalties for one batch (scalar)."""
         w, f, a = self.spec.weight, self.spec.flow, self.spec.activation
-        total = torch.zeros((), device=self.device, dtype=self.rate.dtype)
+        total = torch.zeros((), device=self.device, dtype=self.real)
         if w.name != "none" and w.update == "subgradient":
             total = total + weight.weight_penalty(self.model, w.name, w.strength, w.grouping, w.mix, w.second, w.include_linear)
         if f.length or f.curvature:
@@ -157,13 +189,13 @@ class Trainer:
         y = self.images.train[1].index_select(0, drawn["order"])
         if len(drawn) > 1:
             x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"].bool())
-        x = data.normalise(x, self.images.mean, self.images.std, self.rate.dtype)
+        x = data.normalise(x, self.images.mean, self.images.std, self.real)
         self.rate.copy_(self.epoch_rates.index_select(0, self.at)[0])
         self.optimiser.zero_grad(set_to_none=True)
         low = self.dtype == torch.bfloat16
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if low else nullcontext():
-            logits, features = self.model.flow(x, self.tap) if self.tap else (self.model(x), [])
-        loss = F.cross_entropy(logits.to(self.rate.dtype), y)
+            logits, features = (compiled_flow() if self.compiled else flow_of)(self.model, x, self.tap)
+        loss = F.cross_entropy(logits.to(self.real), y)
         penalty = self.penalties(features)
         total = loss + penalty
         total.backward()
@@ -173,9 +205,9 @@ class Trainer:
             if w.update == "proximal" and w.name != "none":
                 # The subgradient path with momentum moves about 1 / (1 - momentum) as far: the same reach here.
                 threshold = self.rate * (w.strength / (1 - self.spec.recipe.momentum))
-                proximal.step_(self.model, w.name, threshold, w.grouping, w.mix, w.second)
-            for parameter, mask in self.masked:
-                parameter.mul_(mask)
+                proximal.step_(self.model, w.name, threshold, w.grouping, w.mix, w.second, w.include_linear)
+            for name, mask in self.masks.items():
+                self.model.get_parameter(name).mul_(mask)
             self.sums.add_(torch.stack([loss.detach(), penalty.detach()]))
             bad = ~torch.isfinite(total.detach()) & (self.first_bad < 0)
             self.first_bad.copy_(torch.where(bad, self.at, self.first_bad))
@@ -185,13 +217,15 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Draws this epoch's order, crops and flips, and puts the counters back."""
         self.model.train()
+        self.dropout_generator.manual_seed(stream_seed(self.spec.seed, f"dropout {self.epoch}"))
         for module in self.dropouts:
             module.generator = self.dropout_generator
+        generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, f"order {self.epoch}"))
         n, count = len(self.images.train[1]), self.steps * self.batch
-        drawn = {"order": torch.randperm(n, generator=self.order_generator)[:count]}
+        drawn = {"order": torch.randperm(n, generator=generator)[:count]}
         if len(self.tables) > 1:
             for name, high in (("dy", 9), ("dx", 9), ("flip", 2)):
-                drawn[name] = torch.randint(high, (count,), generator=self.order_generator)
+                drawn[name] = torch.randint(high, (count,), generator=generator)
         for name, table in self.tables.items():
             table.copy_(drawn[name])
         rates = self.rates[self.epoch * self.steps : (self.epoch + 1) * self.steps]
@@ -205,6 +239,8 @@ class Trainer:
         self.epoch += 1
         loss, penalty = (self.sums / max(self.steps, 1)).tolist()
         bad = int(self.first_bad)
+        if bad < 0 and self.finished and not all(p.isfinite().all() for p in self.parameters):
+            bad = self.steps - 1  # the last step's update, which no loss has seen
         self.model.eval()
         for module in self.dropouts:
             module.generator = None
@@ -224,18 +260,14 @@ class Trainer:
         given = {"weight": s.weight.strength, "length": s.flow.length, "curvature": s.flow.curvature, "activation": s.activation.strength}
         return {name: value for name, value in given.items() if value}
 
-    def run_epoch(self) -> None:
-        self.begin_epoch()
-        for _ in range(self.steps):
-            self.graph.replay() if self.graph else self.step()
-        self.end_epoch()
+    def advance(self) -> None:
+        """One step, captured or not."""
+        self.graph.replay() if self.graph else self.step()
 
     # -- CUDA graph ----------------------------------------------------------------------------------------------------
     def capture(self) -> None:
         """Captures one step as a CUDA graph on a stream of its own; the warm-up steps leave no trace."""
-        self.stream = torch.cuda.Stream(self.device)
-        kept = {name: array.copy() for name, array in self.state().items()}
-        epoch_order = self.order_generator.get_state()
+        self.stream, kept = torch.cuda.Stream(self.device), checkpoint.state(self)
         self.begin_epoch()
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
@@ -248,58 +280,21 @@ class Trainer:
             self.graph.register_generator_state(self.dropout_generator)
         with torch.cuda.graph(self.graph, stream=self.stream):
             self.step()
-        self.load_state(kept)
-        self.order_generator.set_state(epoch_order)
+        checkpoint.load_state(self, kept)
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything that the rest of the run depends on, as plain arrays."""
-        arrays = {f"model/{name}": value.detach().cpu().numpy() for name, value in self.model.state_dict().items()}
-        for k, p in enumerate(self.parameters):
-            buffer = self.optimiser.state.get(p, {}).get("momentum_buffer")
-            if buffer is not None:
-                arrays[f"momentum/{k}"] = buffer.detach().cpu().numpy()
-        arrays["order"] = self.order_generator.get_state().numpy()
-        arrays["dropout"] = self.dropout_generator.get_state().numpy()
-        head = {"epoch": self.epoch, "curve": self.curve, "seconds": self.seconds, "failure": self.failure, "key": key(self.spec)}
-        arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
-        return arrays
-
-    def load_state(self, arrays: dict[str, np.ndarray]) -> None:
-        """Puts a state back, in place, so that a captured graph still reads the right addresses."""
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                value.copy_(torch.from_numpy(np.array(arrays[f"model/{name}"])))
-            for k, p in enumerate(self.parameters):
-                stored = arrays.get(f"momentum/{k}")
-                buffer = self.optimiser.state.get(p, {}).get("momentum_buffer")
-                if stored is None and buffer is not None:
-                    buffer.zero_()  # a zero buffer is where momentum starts
-                elif stored is not None:
-                    stored = torch.from_numpy(np.array(stored)).to(p)
-                    if buffer is None:
-                        self.optimiser.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(stored)
-                    else:
-                        buffer.copy_(stored)
-        self.order_generator.set_state(torch.from_numpy(np.array(arrays["order"])))
-        self.dropout_generator.set_state(torch.from_numpy(np.array(arrays["dropout"])))
-        head = json.loads(bytes(arrays["head"]))
-        self.epoch, self.curve, self.seconds, self.failure = (head[k] for k in ("epoch", "curve", "seconds", "failure"))
-
-    def save(self, path: Path) -> None:
-        write_atomically(path, lambda file: np.savez(file, **self.state()))
-
-    def restore(self, path: Path) -> bool:
-        """Goes on from a checkpoint of the same settings; one of other settings, or a damaged one, is not used."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                arrays = dict(arrays)
-            if json.loads(bytes(arrays["head"]))["key"] != key(self.spec):
-                return False
-            self.load_state(arrays)
-        except (OSError, ValueError, KeyError, EOFError):
-            return False
-        return True
+    def epoch_seconds(self) -> float:
+        """How long an epoch will take, from the second of two steps that leave no trace."""
+        kept = checkpoint.state(self)
+        self.begin_epoch()
+        for _ in range(2):
+            synchronise(self.device)
+            start = time.monotonic()
+            self.advance()
+            self.at.zero_()
+        synchronise(self.device)
+        took = time.monotonic() - start
+        checkpoint.load_state(self, kept)
+        return took * self.steps
 
     def result(self) -> Trained:
         status = "diverged" if self.failure else "finished" if self.finished else "paused"
@@ -311,49 +306,52 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.
     """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
 
     On a GPU each trainer replays its captured step on its own stream, so the runs fill the card together; on a CPU they
-    take turns epoch by epoch (give it one). `checkpoints`: a path for each trainer or None; written at most every
-    `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs. `must_finish`: pause as soon
-    as the measured speed says that the end is out of reach (for runs whose checkpoint cannot travel).
+    take turns step by step (give it one). `checkpoints`: a path for each trainer or None; read first, written at most
+    every `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs. `must_finish`: pause
+    as soon as the measured speed says that the end is out of reach (for runs whose checkpoint cannot travel).
     """
-    checkpoints = checkpoints or [None] * len(trainers)
-    for trainer, path in zip(trainers, checkpoints):
-        if path is not None and Path(path).exists():
-            trainer.restore(Path(path))
+    paths = dict(zip(trainers, checkpoints or [None] * len(trainers)))
+    for trainer, path in paths.items():
+        if path is not None:
+            checkpoint.restore(trainer, Path(path))
         if trainer.device.type == "cuda" and not trainer.finished:
             trainer.capture()
-    slowest, saved = 0.0, time.monotonic()
-    while active := [t for t in trainers if not t.finished]:
+    active = [t for t in trainers if not t.finished]
+    slowest = sum(t.epoch_seconds() for t in active) if deadline < math.inf else 0.0
+    saved, unsaved = time.monotonic(), False
+    while active:
         start = time.monotonic()
-        epochs_ahead = max(t.spec.recipe.epochs - t.epoch for t in active) if must_finish else 1.3
-        if start + epochs_ahead * slowest > deadline:
+        epochs_ahead = max(t.spec.recipe.epochs - t.epoch for t in active) if must_finish else 1
+        if start + 1.1 * epochs_ahead * slowest > deadline:
             break
-        if active[0].graph is None:
+        for trainer in active:
+            trainer.begin_epoch()
+        synchronise(active[0].device)  # the tables were filled on another stream
+        for i in range(max(t.steps for t in active)):
             for trainer in active:
-                trainer.run_epoch()
-        else:
-            for trainer in active:
-                trainer.begin_epoch()
-            torch.cuda.synchronize()
-            for i in range(max(t.steps for t in active)):
-                for trainer in active:
-                    if i < trainer.steps:
-                        with torch.cuda.stream(trainer.stream):
-                            trainer.graph.replay()
-            torch.cuda.synchronize()
-            for trainer in active:
-                trainer.end_epoch()
+                if i < trainer.steps:
+                    with torch.cuda.stream(trainer.stream) if trainer.graph else nullcontext():
+                        trainer.advance()
+        synchronise(active[0].device)
+        for trainer in active:
+            trainer.end_epoch()
         took = time.monotonic() - start
         slowest = max(slowest, took)
         for trainer in active:
             trainer.seconds += took / len(active)
             if report:
                 report(trainer)
+        active = [t for t in active if not t.finished]
+        unsaved = True
         if time.monotonic() - saved > every:
-            saved = time.monotonic()
-            for trainer, path in zip(trainers, checkpoints):
-                if path is not None and not trainer.finished:
-                    trainer.save(Path(path))
-    for trainer, path in zip(trainers, checkpoints):
-        if path is not None and not trainer.finished:
-            trainer.save(Path(path))
+            save_all(active, paths)
+            saved, unsaved = time.monotonic(), False
+    if unsaved:
+        save_all(active, paths)
     return [trainer.result() for trainer in trainers]
+
+
+def save_all(trainers, paths) -> None:
+    for trainer in trainers:
+        if paths[trainer] is not None:
+            checkpoint.save(trainer, Path(paths[trainer]))
