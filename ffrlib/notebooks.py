@@ -37,10 +37,7 @@ def environment(**values: str):
 
 
 def declared(path: Path | str) -> dict[str, type]:
-    """The parameters of a notebook: name -> type of each `name: type = value` in its cell tagged `parameters`.
-
-    Raises ValueError unless there is one such cell with nothing else in it (comments apart); types: str, int, float, bool.
-    """
+    """name -> type of each `name: type = value` in the one cell tagged `parameters`; ValueError for anything else."""
     tagged = [c.source for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
     require(len(tagged) == 1, f"the number of cells tagged 'parameters' in {path}", len(tagged), "1")
     found = {}
@@ -56,9 +53,9 @@ def declared(path: Path | str) -> dict[str, type]:
 def execute(path: Path | str, parameters: dict | None = None, out: Path | str | None = None, progress=True) -> Path:
     """Run a notebook from top to bottom in a fresh kernel of this Python, in its own folder; returns the executed copy.
 
-    `parameters` replace defaults of its parameters cell; papermill alone would take a misspelt one without a word.
-    `out`: by default the same name in build/notebooks. Raises ValueError for a parameter that is not declared or of
-    another type, papermill.PapermillExecutionError where a cell fails (the copy then shows it).
+    `parameters` replace defaults of its parameters cell; `out`: by default the same name in build/notebooks.
+    Raises ValueError for a parameter that is not declared or of another type (papermill would take a misspelt one
+    without a word), papermill.PapermillExecutionError where a cell fails (the copy then shows it).
     """
     path, parameters, known = Path(path), parameters or {}, declared(path)
     for name, value in parameters.items():
@@ -71,8 +68,7 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
     # ports: kernels that start side by side can pick the same port.
     manager = AsyncKernelManager(transport="ipc" if os.name == "posix" else "tcp", kernel_name="python3",
                                  kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))  # fmt: skip
-    search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    with environment(PYTHONPATH=search, FFR_RUNNER="papermill"):
+    with environment(PYTHONPATH=f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", FFR_RUNNER="papermill"):
         papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
                                    language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
     return out
@@ -81,13 +77,12 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
 def execute_all(parameters: dict, out: Path | None = None) -> dict[str, int]:
     """Run every experiment notebook in name order, each with those of the parameters that it declares.
 
-    Returns the sums of what the notebooks' calls of `ffrlib.run.run_specs` report. Raises FileNotFoundError for none.
+    Returns the sums of what their calls of `ffrlib.run.run_specs` report. Raises FileNotFoundError without a notebook.
     """
     paths, out = sorted(EXPERIMENTS.glob("*.ipynb")), out or BUILD / "notebooks"
     if not paths:
         raise FileNotFoundError(f"there is no notebook in {EXPERIMENTS}")
-    summary = out / "summary.jsonl"
-    summary.unlink(missing_ok=True)
+    (summary := out / "summary.jsonl").unlink(missing_ok=True)
     for number, path in enumerate(paths, 1):
         print(f"[{number}/{len(paths)}] {path.name}", flush=True)
         wanted = {name: value for name, value in parameters.items() if name in declared(path)}
@@ -95,8 +90,7 @@ def execute_all(parameters: dict, out: Path | None = None) -> dict[str, int]:
             execute(path, wanted, out / path.name)
     totals = {"reused": 0, "trained": 0, "diverged": 0, "missing": 0}
     for line in summary.read_text().splitlines() if summary.exists() else []:
-        for name, value in json.loads(line).items():
-            totals[name] += value
+        totals = {name: count + json.loads(line).get(name, 0) for name, count in totals.items()}
     return totals
 
 
@@ -110,21 +104,21 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     choose("--scale", given.scale, SCALES)
     parameters = {"scale": given.scale, "workers": given.workers} | ({"seeds": given.seeds} if given.seeds else {})
+    fresh = BUILD / given.task if given.task in ("replicate", "sample") else None
     values = {"FFR_TRAIN": "never"} if given.task == "tables" else {}
-    fresh = None
-    if given.task in ("replicate", "sample"):
-        fresh, parameters = BUILD / given.task, {"scale": "quick", "workers": given.workers}
-        shutil.rmtree(fresh, ignore_errors=True)  # trained from nothing, kept afterwards for who wants to look
+    if fresh:
+        shutil.rmtree(fresh, ignore_errors=True)  # trained from nothing, and kept afterwards for who wants to look
+        parameters["scale"] = "quick"
         values = {"FFR_RESULTS": str(fresh / "results")} | ({"FFR_SAMPLE": "1"} if given.task == "sample" else {})
     with environment(**values):
         totals = execute_all(parameters, fresh and fresh / "notebooks")
-    print("{reused} records reused, {trained} trained".format(**totals)
-          + "".join(f", {totals[name]} {name}" for name in ("diverged", "missing") if totals[name]))  # fmt: skip
-    if fresh:
-        from ffrlib import check  # above this module: it compares what the notebooks made
+    more = "".join(f", {totals[name]} {name}" for name in ("diverged", "missing") if totals[name])
+    print(f"{totals['reused']} records reused, {totals['trained']} trained{more}")
+    if fresh is None:
+        return 0
+    from ffrlib import check  # only here: regenerating tables is no business of the other tasks
 
-        return check.compare(committed=REPOSITORY / "results", fresh=fresh / "results")
-    return 0
+    return check.compare(committed=REPOSITORY / "results", fresh=fresh / "results")
 
 
 if __name__ == "__main__":

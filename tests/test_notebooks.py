@@ -1,0 +1,147 @@
+"""Parameters are checked before a kernel starts, reports are summed, and each task sets what it promises."""
+
+import json
+import os
+
+import nbformat
+import papermill
+import pytest
+
+from ffrlib import notebooks
+
+PARAMETERS = (
+    '# what a reader may change\nscale: str = "quick"\nseeds: int = 5\nstrength: float = 0.5\nwide: bool = False'
+)
+# Reports what it was given and where it ran, as the experiment notebooks do through ffrlib.run.run_specs.
+BODY = """
+import json, os, sys, pathlib
+import ffrlib
+print(json.dumps({"scale": scale, "seeds": seeds, "strength": strength, "wide": wide, "python": sys.executable,
+                  "folder": os.getcwd(), "runner": os.environ.get("FFR_RUNNER"),
+                  "results": os.environ.get("FFR_RESULTS"), "train": os.environ.get("FFR_TRAIN"),
+                  "sample": os.environ.get("FFR_SAMPLE")}))
+if os.environ.get("FFR_SUMMARY"):
+    with open(os.environ["FFR_SUMMARY"], "a") as file:
+        file.write(json.dumps({"reused": 2, "trained": seeds, "diverged": 1, "missing": 0}) + "\\n")
+"""
+
+
+def write(path, parameters=PARAMETERS, body=BODY, tags=("parameters",)):
+    """A notebook with a parameters cell and one more."""
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)}), nbformat.v4.new_code_cell(body)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def printed(path):
+    """What the notebook's last cell printed."""
+    return json.loads(nbformat.read(path, as_version=4).cells[-1].outputs[0].text)
+
+
+def test_declared_reads_names_and_types(tmp_path):
+    assert notebooks.declared(write(tmp_path / "a.ipynb")) == {
+        "scale": str, "seeds": int, "strength": float, "wide": bool,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["seeds = 5", "seeds: int", "seeds: int | None = None", "import os", "a.b: int = 3"])
+def test_declared_refuses_what_papermill_would_miss(tmp_path, line):
+    with pytest.raises(ValueError, match="name: type = value"):
+        notebooks.declared(write(tmp_path / "a.ipynb", PARAMETERS + "\n" + line))
+
+
+def test_declared_wants_one_parameters_cell(tmp_path):
+    with pytest.raises(ValueError, match=r"is 0; allowed: 1\."):
+        notebooks.declared(write(tmp_path / "a.ipynb", tags=()))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sedes": 3}, "did you mean 'seeds'"),
+        ({"seeds": "3"}, "seeds of a.ipynb is '3'; allowed: a value of type int"),
+        ({"seeds": True}, "type int"),
+        ({"seeds": 3.0}, "type int"),
+        ({"wide": 1}, "type bool"),
+        ({"scale": None}, "type str"),
+        ({"strength": "0.1"}, "type float"),
+    ],
+)
+def test_wrong_parameters_stop_before_anything_runs(tmp_path, given, message):
+    path = write(tmp_path / "a.ipynb")
+    with pytest.raises(ValueError, match=message):
+        notebooks.execute(path, given, tmp_path / "out" / "a.ipynb")
+    assert not (tmp_path / "out").exists()
+
+
+def test_execute_passes_parameters_to_this_python_in_the_notebooks_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("FFR_SUMMARY", raising=False)
+    monkeypatch.chdir(tmp_path)  # `import ffrlib` must not hang on the working directory
+    path = write(tmp_path / "book" / "a.ipynb")
+    before = path.read_bytes()
+    out = notebooks.execute(path, {"seeds": 3, "strength": 1}, tmp_path / "out" / "a.ipynb", progress=False)
+    seen = printed(out)
+    assert (seen["seeds"], seen["strength"], seen["scale"], seen["wide"]) == (3, 1, "quick", False)
+    assert os.path.realpath(seen["folder"]) == os.path.realpath(path.parent)
+    assert seen["python"] == os.sys.executable
+    assert seen["runner"] == "papermill" and os.environ.get("FFR_RUNNER") != "papermill"
+    assert path.read_bytes() == before
+
+
+def test_a_failing_cell_is_an_error_and_the_copy_shows_it(tmp_path):
+    path = write(tmp_path / "a.ipynb", body="assert seeds == 4, 'the claim does not hold'")
+    with pytest.raises(papermill.PapermillExecutionError, match="the claim does not hold"):
+        notebooks.execute(path, out=tmp_path / "out.ipynb", progress=False)
+    assert "the claim does not hold" in (tmp_path / "out.ipynb").read_text()
+
+
+@pytest.fixture
+def two_experiments(tmp_path, monkeypatch):
+    """Two experiment notebooks, of which the second takes no `seeds`, in a scratch repository."""
+    monkeypatch.setattr(notebooks, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path / "build")
+    write(tmp_path / "experiments" / "02_b.ipynb", 'scale: str = "quick"', "seeds, strength, wide = 7, 0, 0\n" + BODY)
+    write(tmp_path / "experiments" / "01_a.ipynb")
+    monkeypatch.delenv("FFR_TRAIN", raising=False)
+    return tmp_path / "build"
+
+
+def test_reproduce_sums_what_the_notebooks_report(two_experiments, capsys):
+    assert notebooks.main(["reproduce", "--scale", "laptop", "--seeds", "3", "--workers", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("[1/2] 01_a.ipynb") < said.index("[2/2] 02_b.ipynb")
+    assert said.endswith("4 records reused, 10 trained, 2 diverged\n")  # 3 + 7; the second declares no `seeds`
+    first = printed(two_experiments / "notebooks" / "01_a.ipynb")
+    assert (first["scale"], first["seeds"], first["train"]) == ("laptop", 3, None)
+
+
+def test_tables_trains_nothing_and_replicate_starts_from_an_empty_store(two_experiments, monkeypatch):
+    for name in ("FFR_RESULTS", "FFR_SAMPLE"):
+        monkeypatch.delenv(name, raising=False)
+    assert notebooks.main(["tables"]) == 0
+    assert printed(two_experiments / "notebooks" / "01_a.ipynb")["train"] == "never"
+
+    check = pytest.importorskip("ffrlib.check", reason="ffrlib.check is not there")
+    compared = []
+    monkeypatch.setattr(check, "compare", lambda committed, fresh: compared.append((committed, fresh)) or 1)
+    old = two_experiments / "sample" / "results" / "old.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    assert notebooks.main(["sample", "--scale", "laptop"]) == 1  # what compare returns
+    assert not old.exists()
+    seen = printed(two_experiments / "sample" / "notebooks" / "02_b.ipynb")
+    assert (seen["scale"], seen["sample"], seen["train"]) == ("quick", "1", None)
+    assert seen["results"] == str(two_experiments / "sample" / "results") == str(compared[0][1])
+    assert compared[0][0] == notebooks.REPOSITORY / "results"
+    assert "FFR_RESULTS" not in os.environ and "FFR_SAMPLE" not in os.environ
+
+
+def test_no_notebook_and_a_misspelt_scale_are_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "EXPERIMENTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no notebook"):
+        notebooks.main(["reproduce"])
+    with pytest.raises(ValueError, match="did you mean 'laptop'"):
+        notebooks.main(["reproduce", "--scale", "labtop"])
