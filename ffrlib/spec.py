@@ -151,7 +151,8 @@ def _check_types(settings, where: str) -> None:
         elif kind in (bool, str):
             require(isinstance(value, kind), f"{where}{name}", value, f"a {kind.__name__}")
         else:
-            require(isinstance(value, tuple), f"{where}{name}", value, "a tuple of numbers")
+            good = isinstance(value, tuple) and all(isinstance(v, float) for v in value)
+            require(good, f"{where}{name}", value, "a tuple of floats")
 
 
 def validate(spec: RunSpec) -> None:
@@ -191,6 +192,9 @@ def validate(spec: RunSpec) -> None:
     require(0 <= w.mix <= 1, "weight.mix", w.mix, "0 to 1")
     if w.update == "proximal":
         choose("weight.name with update 'proximal'", w.name, ("l1", "group_lasso", "exclusive_sparsity"))
+        if w.mix < 1:  # a closed form exists for l1 and for l1 with one other
+            others = ("l1", w.name) if w.name != "l1" else ("l1", "group_lasso", "exclusive_sparsity")
+            choose("weight.second with update 'proximal'", w.second, others)
     choose("flow.norm", f.norm, ("l1", "l2", "squared_l2"))
     choose("flow.curvature_kind", f.curvature_kind, ("second_difference", "angle"))
     choose("flow.reduction", f.reduction, ("mean", "sum"))
@@ -200,6 +204,8 @@ def validate(spec: RunSpec) -> None:
         require(value >= 0, name, value, "0 or more")
     choose("flow.tap", f.tap, ("default", *TAPS))
     choose("activation.tap", spec.activation.tap, ("default", *TAPS))
+    if spec.activation.strength and (f.length or f.curvature):  # one pass through the net taps it once
+        choose("activation.tap beside a flow penalty", spec.activation.tap, (f.tap,))
     if p.score == "none":
         require(p == Pruning(), "pruning", p, "all defaults where pruning.score is 'none'")
         return
@@ -242,6 +248,7 @@ def from_dict(settings: dict) -> RunSpec:
     """The RunSpec of nested plain values; missing ones take their defaults, unknown ones raise ValueError."""
 
     def build(cls, given: dict, where: str):
+        require(isinstance(given, dict), f"settings {where}".rstrip(" ."), given, "names and values")
         known = {f.name: f for f in fields(cls)}
         hints = get_type_hints(cls)
         values = {}
