@@ -1,0 +1,228 @@
+"""All pictures, in one style: colour-blind safe, lines named where they end, bands of 95 % intervals, good in print.
+
+Pictures are drawn from `rows` of the records of one net at one scale, and return a matplotlib Figure; where nothing was
+run they say so. `save` writes PNG and SVG that are the same bytes whenever the records are. `python -m ffrlib.figures`
+makes README's picture and that of the latencies.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ffrlib import tables
+from ffrlib.catalogue import middle
+from ffrlib.files import results_folder, write_atomically
+from ffrlib.spec import CRITERIA
+
+BLUE, RED, GREEN, GOLD, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#00805E", "#B87A00", "#B4558A", "#767676", "#000000"
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.6,
+    "lines.markersize": 4, "figure.dpi": 110, "savefig.dpi": 160, "svg.hashsalt": "ffrlib", "svg.fonttype": "path",
+}  # fmt: skip
+FAMILIES = {"group lasso": "group_lasso", "exclusive sparsity": "exclusive_sparsity", "group L1/2": "group_l12"}
+FORMS = {  # what a line of a family shows: prefix of the criterion, colour, line, marker
+    "flat": ("", BLUE, "-", "o"),
+    "squared": ("hierarchical_squared_", RED, "--", "s"),
+    "sq-rooted": ("hierarchical_square_rooted_", GREEN, ":", "^"),
+}
+LOOKS = {"plain": (BLACK, "-", "*"), "control": (GOLD, "--", "s"), "length": (GREEN, ":", "^"),
+         "curvature": (PINK, "-.", "v"), "both": (BLUE, "-", "o")}  # fmt: skip
+OTHERS = [(colour, line, "o") for line in ("-", "--", ":") for colour in (BLUE, RED, GREEN, GOLD, PINK, GREY)]
+SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
+         "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
+PERCENT = {  # shares, which are shown in percent
+    "unstructured_sparsity": "weights with |w| < 0.001 (%)", "removable_weight_share": "weights free to go (%)",
+    "removable_channel_share": "channels free to go (%)", "macs_left_share": "MACs left (%)",
+    "parameters_left_share": "parameters left (%)", "swept_sparsity": "weights below threshold (%)",
+}  # fmt: skip
+AXES = PERCENT | {
+    "test_accuracy": "test accuracy (%)", "zeroed_test_accuracy": "test accuracy with\nsmall weights zeroed (%)",
+    "cut_50_test_accuracy": "test accuracy with half\nthe channels cut (%)",
+    "swept_accuracy": "test accuracy with\nthose zeroed (%)",
+    "cut_test_accuracy": "accuracy after the cut (%)", "validation_accuracy": "validation accuracy (%)",
+    "loss": "cross-entropy in training", "width": "width factor",
+}  # fmt: skip
+
+
+# -- from records to points --------------------------------------------------------------------------------------------
+def rows(records: list[dict]) -> pd.DataFrame:
+    """One row a finished record: `tables.frame_of` with shares in percent; its labels (`tables.LABELS`), of which strength
+    (of its strongest penalty), width and amount are numbers; and the record itself."""
+    done = [r for r in records if r["status"] == "finished"]
+    labels = {name: [read(r["spec"]) for r in done] for name, read in tables.LABELS.items()}
+    labels["strength"] = [max(tables.strengths_of(r["spec"]), default=0.0) for r in done]
+    labels |= {"width": [r["spec"].width for r in done], "amount": [r["spec"].pruning.amount for r in done]}
+    frame = tables.frame_of(done).assign(**labels, record=done)
+    frame = frame.assign(
+        macs_left_share=1 - frame["macs_removed"], parameters_left_share=1 - frame["parameters_removed"]
+    )
+    return frame.assign(**{name: 100 * frame[name] for name in PERCENT if name in frame})
+
+
+def at_middle(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the middle strength of their arm."""
+    return frame[frame["strength"] == frame.groupby("arm")["strength"].transform(lambda s: middle(sorted(set(s)))[0])]
+
+
+def unrolled(frame: pd.DataFrame, columns: dict[str, list]) -> pd.DataFrame:
+    """A row for each entry of the lists of {new column: a list for each row}, e.g. a curve's epochs and losses."""
+    frame = frame.drop(columns=[c for c in columns if c in frame]).assign(**columns).explode(list(columns))
+    frame = frame.astype(dict.fromkeys(columns, float))
+    return frame.assign(**{name: 100 * frame[name] for name in columns if name in PERCENT})
+
+
+def means(frame: pd.DataFrame, by: str, x: str, y: str) -> np.ndarray:
+    """x mean, y mean, y low, y high over the rows of each value of `by`, ascending in x; shape (values, 4)."""
+    frame = frame.dropna(subset=[x, y]) if {x, y} <= set(frame.columns) else frame[:0]
+    points = [(group[x].mean(), *tables.interval(group[y])) for _, group in frame.groupby(by)]
+    return np.array(sorted(points), dtype=float).reshape(-1, 4)
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
+def use_style() -> None:
+    """Sets matplotlib's defaults to the one style, for this process."""
+    matplotlib.rcParams.update(STYLE)
+
+
+def short(text: str) -> str:
+    """The name of an arm or score as it is written in a picture."""
+    for long, brief in SHORT.items():
+        text = text.replace(long, brief)
+    return text
+
+
+def place(name: str) -> tuple:
+    """Where an arm stands in a list: the plain net, FFR's arms, the criteria in order, all others by name."""
+    order = [*LOOKS, *CRITERIA]
+    return (order.index(name) if name in order else len(order), name)
+
+
+def panels(nrows: int, ncols: int, width: float = 3.1, height: float = 2.5, names: float = 0.9):
+    """A figure with `names` inches for the names right of each of its axes, and the axes, shape (nrows, ncols)."""
+    use_style()
+    fig = Figure(figsize=(width * ncols, height * nrows))
+    axes = fig.subplots(nrows, ncols, squeeze=False)
+    whole, beside, below = fig.get_size_inches(), names + 0.7, 0.8
+    fig.subplots_adjust(0.7 / whole[0], 0.5 / whole[1], 1 - names / whole[0], 1 - 0.3 / whole[1],
+                        beside / (width - beside), below / (height - below))  # fmt: skip
+    return fig, axes
+
+
+def name_lines(ax, ends: list[tuple[float, float, str, str]], size: float = 8) -> None:
+    """Writes the text of each line's end (x, y, text, colour) right of the axes, as near its height as others allow."""
+    if not ends:
+        ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color=GREY)
+    ax.autoscale_view()
+    place = ax.transData + ax.transAxes.inverted()
+    ends = sorted(((*place.transform((x, y)), text, colour) for x, y, text, colour in ends), key=lambda end: end[1])
+    gap = size * 1.2 / (72 * ax.get_window_extent().height / ax.figure.dpi)
+    heights = [min(max(end[1], 0), 1) for end in ends]
+    for k in range(1, len(heights)):
+        heights[k] = max(heights[k], heights[k - 1] + gap)
+    for k in reversed(range(len(heights))):  # not above the axes
+        heights[k] = min(heights[k], 1 - gap * (len(heights) - 1 - k))
+    for (x, y, text, colour), height in zip(ends, heights):
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
+        ax.annotate(text, (x, y), (1.05, height), "axes fraction", "axes fraction", arrow, annotation_clip=False,
+                    color=colour, fontsize=size, va="center")  # fmt: skip
+
+
+def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: str, column: str = "arm") -> None:
+    """A line with its band through the `means` of each of `looks`: {value of `column`: (name, colour, line, marker)}.
+
+    The plain net, where it has one point only, is a star.
+    """
+    ends = []
+    ax.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log" if x in ("strength", "threshold") else "linear")
+    for value, (text, colour, line, marker) in looks.items():
+        points = means(frame[frame[column] == value], by, x, y)
+        if len(points) == 1 and value == "plain":
+            ax.plot(*points[0, :2], "*", color=BLACK, markersize=9) if x != "strength" else ax.axhline(
+                points[0, 1], color=BLACK, ls=":"
+            )
+        elif len(points):
+            ax.plot(points[:, 0], points[:, 1], line, color=colour, marker=marker if len(points) < 12 else "")
+            ax.fill_between(
+                points[:, 0],
+                points[:, 2],
+                points[:, 3],
+                color=colour,
+                alpha=0.13 if len(looks) < 7 else 0.05,
+                linewidth=0,
+            )
+            ends.append((*points[-1, :2], text, colour))
+    name_lines(ax, ends)
+
+
+def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength") -> Figure:
+    """HGSR's criteria: a row for each (x, y) of `pairs`, a column for each family, with L1; the star has no penalty."""
+    fig, axes = panels(len(pairs), len(FAMILIES))
+    for (x, y), row in zip(pairs, axes):
+        for ax, (title, family) in zip(row, FAMILIES.items()):
+            looks = {prefix + family: (text, *look) for text, (prefix, *look) in FORMS.items()}
+            plot(ax, frame, {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v"), **looks}, x, y, by)
+            ax.set(title=title if ax in axes[0] else "", ylabel=AXES.get(y, y) if ax is row[0] else "")
+    return fig
+
+
+def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength", column: str = "arm") -> Figure:
+    """A panel for each (x, y) of `pairs`; a line for each value of `column` through its means at each value of `by`."""
+    fig, (axes,) = panels(1, len(pairs), 3.3 if len(pairs) > 2 else 4.4, 2.8, 0.9 if len(pairs) > 2 else 1.3)
+    looks = {
+        v: (short(v), *LOOKS.get(v, OTHERS[k % len(OTHERS)]))
+        for k, v in enumerate(sorted(set(frame[column]), key=place))
+    }
+    for ax, (x, y) in zip(axes, pairs):
+        plot(ax, frame, looks, x, y, by, column)
+    return fig
+
+
+def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
+    """Share of small weights in each layer (columns) for each arm (rows), mean over the rows of `frame`, in percent."""
+    table = {
+        short(name): 100
+        * np.mean([r["metrics"]["layer_sparsity"] for r in frame[frame[column] == name]["record"]], axis=0)
+        for name in sorted(set(frame[column]), key=place)
+    }
+    fig, ((ax,),) = panels(1, 1, 7.2, 0.9 + 0.26 * max(len(table), 2))
+    fig.subplots_adjust(left=0.26, right=0.98)
+    if not table:
+        name_lines(ax, [])
+        return fig
+    values = np.stack(list(table.values()))
+    ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for (i, j), value in np.ndenumerate(values if values.shape[1] <= 20 else values[:, :0]):
+        ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 60 else "black")
+    ticks = range(0, values.shape[1], math.ceil(values.shape[1] / 20))
+    ax.set_xticks(ticks, [str(tick + 1) for tick in ticks])
+    ax.set_yticks(range(len(table)), list(table), fontsize=8)
+    ax.set_xlabel("convolution, from input to output: weights with |w| < 0.001 (%)")
+    ax.grid(False)
+    return fig
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+def png(fig: Figure) -> bytes:
+    """The picture as a PNG, without a date or version in it."""
+    file = io.BytesIO()
+    fig.savefig(file, format="png", metadata={"Software": None}, bbox_inches="tight")
+    return file.getvalue()
+
+
+def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
+    """Writes figures/<scale>/<name>.png, .svg and .txt (what is to be seen, for those who cannot see it) of the store.
+
+    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version.
+    """
+    file, base = io.BytesIO(), results_folder() / "figures" / scale
+    fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    contents = {".png": png(fig), ".svg": file.getvalue(), ".txt": alt.strip() + "\n"}
+    return [write_atomically(base / f"{name}{suffix}", content) for suffix, content in contents.items()]
