@@ -110,9 +110,9 @@ def initialise(model: nn.Module, scheme: str) -> None:
 
     "torch": torch's own (AlexNet-small). "fan_in": convolutions and linear layers Kaiming normal (akamaster's CIFAR
     ResNets). "fan_out": convolutions Kaiming normal, fan_out, ReLU, zero bias (torchvision's ResNets, hence the small
-    ones and resnet18_tiny; digits_cnn; VGG11-small). "vgg": also linear layers N(0, 0.01), zero bias (torchvision's VGG:
-    VGG16, VGG19). HGSR's code has "vgg" for VGG11-small too, where it does not train in short runs: three linear layers
-    of 128 units pass so little that its loss stood at log 10 for 800 steps of lr .01; "fan_out" left it within 200.
+    ones and resnet18_tiny; digits_cnn; VGG11-small). "vgg": also linear layers N(0, 0.01), zero bias (torchvision's
+    VGG: VGG16, VGG19). HGSR's code has "vgg" for VGG11-small too, which does not train so in short runs: three linear
+    layers of 128 units pass too little, its loss stood at log 10 for 800 steps of lr .01; with "fan_out" for 100.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and scheme in ("fan_out", "vgg"):

@@ -82,7 +82,7 @@ class ResNet(Net):
     def __init__(self, layout: Layout, plan: ResNetPlan):
         super().__init__()
         size, *rest = layout.widths
-        pairs = zip(rest[::2], rest[1::2])
+        pairs = iter(zip(rest[::2], rest[1::2]))
         maps = layout.maps or (None,) * (len(plan.depths) - 1)
         require(len(maps) == len(plan.depths) - 1, "number of maps", len(maps), f"{len(plan.depths) - 1}")
         kernel, stride = (7, 2) if plan.big_stem else (3, 1)
@@ -91,17 +91,17 @@ class ResNet(Net):
         self.bn1 = nn.BatchNorm2d(size)
         self.stages = [f"layer{s}" for s in range(1, len(plan.depths) + 1)]
         for s, (stage, depth) in enumerate(zip(self.stages, plan.depths)):
-            self.add_module(stage, nn.ModuleList())
-            for k, (_, (inner, later)) in enumerate(zip(range(depth), pairs)):
-                if s > 0 and k == 0:
-                    shortcut = (
-                        PadShortcut(size, later, maps[s - 1]) if layout.shortcut == "A" else Projection(size, later)
-                    )
-                else:
-                    shortcut = nn.Identity()
-                    require(later == size, f"width of {stage}.{k}.conv2", later, f"{size}, that of its stage")
-                getattr(self, stage).append(Block(size, inner, later, 2 if s > 0 and k == 0 else 1, shortcut))
+            blocks = []
+            for k in range(depth):
+                inner, later = next(pairs)
+                changes, shortcut = s > 0 and k == 0, nn.Identity()
+                if changes:
+                    option_a = layout.shortcut == "A"
+                    shortcut = PadShortcut(size, later, maps[s - 1]) if option_a else Projection(size, later)
+                require(changes or later == size, f"width of {stage}.{k}.conv2", later, f"{size}, that of its stage")
+                blocks.append(Block(size, inner, later, 2 if changes else 1, shortcut))
                 size = later
+            self.add_module(stage, nn.ModuleList(blocks))
         self.linear = nn.Linear(size, layout.num_classes)
         initialise(self, plan.init)
 

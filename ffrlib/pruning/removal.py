@@ -111,11 +111,13 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
             channels = state[key].unflatten(1, (group.size, -1))  # behind flatten several columns read one channel
             state[key] = channels[:, kept].flatten(1, 2)
     widths = tuple(len(state[f"{name}.weight"]) for name, _ in models.counted_convolutions(model))
-    maps = []
+    maps = ()
     for earlier, later, sources in models.carried(model):
         place = {old: new for new, old in enumerate(keep[earlier].nonzero()[:, 0].tolist())}
-        maps.append(tuple(place.get(source, -1) for source, stays in zip(sources, keep[later].tolist()) if stays))
-    layout = replace(model.layout, widths=widths, maps=tuple(maps) or None)
+        maps += (tuple(place.get(source, -1) for source, stays in zip(sources, keep[later].tolist()) if stays),)
+    if maps == tuple(sources for _, _, sources in models.carried(model)):
+        maps = model.layout.maps  # the streams are whole (or not of option A): the layout says so as before
+    layout = replace(model.layout, widths=widths, maps=maps)
     return models.rebuild(layout, state, _channels_last(model)).train(model.training)
 
 
