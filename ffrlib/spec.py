@@ -16,8 +16,8 @@ from typing import Any, get_type_hints
 SCALES = ("quick", "laptop", "paper")
 DATA = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stl10")
 MODELS = (
-    "digits_cnn", "alexnet_small", "vgg11_small", "vgg11_small_bn", "resnet18_small", "resnet34_small", "vgg16", "vgg19",
-    "resnet20", "resnet32", "resnet56", "resnet110", "resnet18_tiny",
+    "digits_cnn", "alexnet_small", "vgg11_small", "vgg11_small_bn", "resnet18_small", "resnet34_small",
+    "vgg16", "vgg19", "resnet20", "resnet32", "resnet56", "resnet110", "resnet18_tiny",
 )  # fmt: skip
 CIFAR_RESNETS = ("resnet20", "resnet32", "resnet56", "resnet110")
 CRITERIA = (
@@ -69,7 +69,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class WeightPenalty:
-    """HGSR's family: `strength * (mix * name + (1 - mix) * second)`, or `network_slimming` (L1 on batch-norm scales)."""
+    """HGSR's family: `strength * (mix * name + (1 - mix) * second)`, or `network_slimming` (L1 on norms' scales)."""
 
     name: str = "none"
     strength: float = 0.0
@@ -166,8 +166,8 @@ def validate(spec: RunSpec) -> None:
     require((spec.data == "digits") == (spec.model == "digits_cnn"), "model", spec.model,
             "digits_cnn for the digits, any other for the colour sets")  # fmt: skip
     if spec.init == "published":
-        require(spec.model in ("resnet20", "resnet56") and spec.shortcut == "A" and spec.data == "cifar10" and spec.width == 1.0,
-                "init", spec.init, "'published' only for resnet20 or resnet56 with shortcut 'A' on cifar10")  # fmt: skip
+        exist = spec.model in ("resnet20", "resnet56") and (spec.shortcut, spec.data, spec.width) == ("A", "cifar10", 1)
+        require(exist, "init", spec.init, "'published' only for resnet20 or resnet56 with shortcut 'A' on cifar10")
     require(0 < spec.width <= 8, "width", spec.width, "a factor in (0, 8]")
     require(spec.train_size >= 0, "train_size", spec.train_size, "0 (all) or a number of images")
     require(0 <= spec.seed < 2**31, "seed", spec.seed, "0 to 2147483647")

@@ -148,11 +148,12 @@ def read(path: Path) -> dict:
         named = f"--{record['key']}-s{record['seed']}.json"
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']}, this code reads {FORMAT}")
-        if key(spec) != record["key"] or spec.seed != record["seed"] or spec.scale != record["scale"] or not Path(path).name.endswith(named):
+        same = (key(spec), spec.seed, spec.scale) == (record["key"], record["seed"], record["scale"])
+        if not same or not Path(path).name.endswith(named):
             raise ValueError("its settings do not hash to its name")
-        missing = {"status", "curve", "metrics", "provenance"} - set(record)
-        if missing:
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        for part, kind in (("status", str), ("curve", dict), ("metrics", dict), ("provenance", dict)):
+            if not isinstance(record.get(part), kind):
+                raise ValueError(f"it lacks {part}")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"record {path} is damaged: {error}") from error
     return record | {"spec": spec, "path": str(path), "stale": record["provenance"].get("code") != code_hash(spec)}

@@ -18,7 +18,7 @@ def digits() -> data.ImageSet:
 
 
 def colour_images(count: int = 512, num_classes: int = 10, size: int = 32, device="cpu") -> data.ImageSet:
-    """Random images of CIFAR's shape whose class shows in their brightness: `count` to train, 64 each to validate, test."""
+    """Random images of CIFAR's shape whose class shows in their brightness: `count`, 64 and 64."""
     random = np.random.default_rng(0)
 
     def part(n):

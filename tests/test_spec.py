@@ -226,7 +226,8 @@ weights = st.one_of(
     st.just(WeightPenalty()),
     st.builds(
         WeightPenalty, st.sampled_from(("network_slimming", *spec.CRITERIA)), positive,
-        st.sampled_from(("feature", "neuron")), st.floats(0, 1), st.sampled_from(spec.CRITERIA), include_linear=st.booleans(),
+        st.sampled_from(("feature", "neuron")), st.floats(0, 1), st.sampled_from(spec.CRITERIA),
+        include_linear=st.booleans(),
     ),
 )  # fmt: skip
 recipes = st.builds(
