@@ -1,6 +1,7 @@
-"""Proximal steps in closed form: the updates that give exact zeros (proofs in docs/derivations.md)."""
+"""Proximal steps in closed form, which give exact zeros: prox_t(W) = argmin_X |X - W|^2 / 2 + t R(X).
 
-from __future__ import annotations
+Proofs in docs/derivations.md. Each takes a weight (out, in, ...) and a threshold, a number or a 0-dim tensor.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,30 +10,28 @@ from ffrlib.regularizers.weight import GROUPINGS, penalised_weights
 from ffrlib.spec import choose, require
 
 
-def shrink_l1(weight: Tensor, threshold: float, grouping: str = "feature") -> Tensor:
-    """argmin_x |x - weight|^2 / 2 + threshold * sum |x|: soft thresholding."""
+def shrink_l1(weight: Tensor, threshold, grouping: str = "feature") -> Tensor:
+    """Of R = sum |x|: soft thresholding."""
     return weight.sign() * (weight.abs() - threshold).clamp_min(0)
 
 
-def shrink_group_lasso(weight: Tensor, threshold: float, grouping: str = "feature") -> Tensor:
-    """argmin_x |x - weight|^2 / 2 + threshold * sum over groups |x_g|_2: each group is shortened, or zeroed."""
+def shrink_group_lasso(weight: Tensor, threshold, grouping: str = "feature") -> Tensor:
+    """Of R = sum over groups of |x_g|_2: each group is shortened by the threshold, or zeroed."""
     axes = [d for d in range(weight.dim()) if d != 1 - GROUPINGS.index(grouping)]
-    norm = torch.linalg.vector_norm(weight, 2, axes, keepdim=True)
-    return weight * torch.where(norm > threshold, 1 - threshold / norm, 0.0)
+    size = weight.square().sum(axes, keepdim=True).sqrt()
+    return weight * torch.where(size > threshold, 1 - threshold / size, 0.0)
 
 
-def shrink_exclusive_sparsity(weight: Tensor, threshold: float, grouping: str = "feature") -> Tensor:
-    """argmin_x |x - weight|^2 / 2 + threshold * sum over groups (sum |x_g|)^2: soft thresholding, a level a group.
+def shrink_exclusive_sparsity(weight: Tensor, threshold, grouping: str = "feature") -> Tensor:
+    """Of R = sum over groups of (sum |x_g|)^2: soft thresholding at a level of each group's own.
 
-    With the group's |w| sorted downwards and S_k the sum of its k largest, the level is max_k 2 t S_k / (1 + 2 t k).
+    With S_k the sum of the k largest |w| of the group, the level is max over k of 2 t S_k / (1 + 2 t k).
     """
-    axis = 1 - GROUPINGS.index(grouping)
-    rows = weight.movedim(axis, 0).flatten(1)
-    k = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
-    sums = rows.abs().sort(dim=1, descending=True).values.cumsum(1)
-    level = (2 * threshold * sums / (1 + 2 * threshold * k)).amax(1)
-    level = level.reshape([-1 if d == axis else 1 for d in range(weight.dim())])
-    return weight.sign() * (weight.abs() - level).clamp_min(0)
+    rows = weight.movedim(1 - GROUPINGS.index(grouping), 0).abs()
+    sums = rows.flatten(1).sort(dim=1, descending=True).values.cumsum(1)
+    k = torch.arange(1, sums.shape[1] + 1, device=sums.device, dtype=sums.dtype)
+    level = (2 * threshold * sums / (1 + 2 * threshold * k)).amax(1).reshape(-1, *[1] * (weight.dim() - 1))
+    return shrink_l1(weight, level.movedim(0, 1 - GROUPINGS.index(grouping)))
 
 
 STEPS = {"l1": shrink_l1, "group_lasso": shrink_group_lasso, "exclusive_sparsity": shrink_exclusive_sparsity}
@@ -40,31 +39,27 @@ STEPS = {"l1": shrink_l1, "group_lasso": shrink_group_lasso, "exclusive_sparsity
 
 @torch.no_grad()
 def step_(
-    model: nn.Module,
-    name: str,
-    threshold: float | Tensor,
-    grouping: str = "feature",
-    mix: float = 1.0,
-    second: str = "l1",
-    include_linear: bool = False,
-) -> None:
-    """Replace each counted weight W by argmin_X |X - W|^2 / 2 + threshold * (mix * name(X) + (1 - mix) * second(X)).
+    model: nn.Module, name: str, threshold: float | Tensor, grouping: str = "feature", mix: float = 1.0,
+    second: str = "l1", include_linear: bool = False,
+) -> None:  # fmt: skip
+    """In place, after an optimiser's step: W <- prox of threshold * (mix * name + (1 - mix) * second), layer by layer.
 
-    In place, after an optimiser's step; `threshold` is a number or a 0-dim tensor on the weights' device. Closed forms exist for l1, group_lasso, exclusive_sparsity and a mixture of l1
-    with one of the others (sparse group lasso), where soft thresholding goes first; anything else raises ValueError.
+    Closed forms: l1, group_lasso, exclusive_sparsity, and l1 mixed with either (soft thresholding goes first). Anything
+    else raises ValueError. With momentum, the subgradient path at strength s and learning rate lr moves about as far as
+    threshold lr * s / (1 - momentum).
     """
     choose("the proximal step's criterion", name, STEPS)
     choose("grouping", grouping, GROUPINGS)
     if not isinstance(threshold, Tensor):  # asking a tensor would synchronise with the device
         require(threshold >= 0, "threshold", threshold, "0 or more")
     require(0 <= mix <= 1, "mix", mix, "0 to 1")
-    shares = {which: 0.0 for which in STEPS}  # l1 comes first, as the closed form of a mixture needs it
+    shares = dict.fromkeys(STEPS, 0.0)  # in this order: l1 first
     shares[name] += mix
     if mix < 1:
         choose("the proximal step's second criterion", second, STEPS)
         shares[second] += 1 - mix
-    require(0 in (shares["group_lasso"], shares["exclusive_sparsity"]), "the proximal mixture", (name, second),
-            "l1 with one of group_lasso, exclusive_sparsity")  # fmt: skip
+    require(not (shares["group_lasso"] and shares["exclusive_sparsity"]), "the proximal mixture", (name, second),
+            "l1 with group_lasso or with exclusive_sparsity")  # fmt: skip
     for weight in penalised_weights(model, name, include_linear):
         new = weight
         for which, share in shares.items():
