@@ -95,7 +95,10 @@ class PadShortcut(nn.Module):
             good, "map of a shortcut", sources, f"{later} entries, each -1 or a channel below {earlier}, none twice"
         )
         self.padding = (first, later - earlier - first) if sources == padded else None
-        index = None if self.padding else torch.tensor([earlier if s < 0 else s for s in sources])
+        index = [
+            earlier if s < 0 else s for s in sources
+        ]  # on the CPU even where `models.rebuild` builds without memory
+        index = None if self.padding else torch.tensor(index, device="cpu")
         self.register_buffer("index", index, persistent=False)  # not in the state dict: the layout has it
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -115,14 +118,12 @@ def initialise(model: nn.Module, scheme: str) -> None:
     layers of 128 units pass too little, its loss stood at log 10 for 800 steps of lr .01; with "fan_out" for 100.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and scheme in ("fan_out", "vgg"):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear) and scheme == "vgg":
-            nn.init.normal_(module.weight, 0, 0.01)
-        elif isinstance(module, (nn.Conv2d, nn.Linear)) and scheme == "fan_in":
+        conv, linear = isinstance(module, nn.Conv2d), isinstance(module, nn.Linear)
+        if scheme == "fan_in" and (conv or linear):
             nn.init.kaiming_normal_(module.weight)
-            continue  # the linear layer's bias stays torch's own
-        else:
-            continue
-        if module.bias is not None:
+        elif scheme in ("fan_out", "vgg") and conv:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif scheme == "vgg" and linear:
+            nn.init.normal_(module.weight, 0, 0.01)
+        if (conv and scheme in ("fan_out", "vgg") or linear and scheme == "vgg") and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -20,8 +20,8 @@ class PlainPlan:
     norm: bool = True
     bias: bool = True  # of the convolutions
     grid: int = 1
-    hidden: tuple[int, ...] = ()  # hidden linear layers: never scaled, never cut
-    dropout: str = ""  # "before" or "after" each hidden linear layer
+    hidden: tuple[int, ...] = ()  # hidden linear layers with dropout: never scaled, never cut
+    dropout_first: bool = False  # before each of them, not behind
     last_pool: bool = True  # a max pool behind the last stage too
     in_channels: int = 3
     init: str = "vgg"
@@ -38,9 +38,9 @@ def _vgg(*depths: int) -> PlainPlan:
 _VGG11 = ((16,), (32,), (64, 64), (128, 128), (128, 128))
 PLANS = {
     "digits_cnn": PlainPlan(((16,) * 4, (32,) * 2), bias=False, last_pool=False, in_channels=1, init="fan_out"),
-    "alexnet_small": PlainPlan(((8,), (16,), (32, 16, 16)), False, True, 4, (128, 128), "before", init="torch"),
-    "vgg11_small": PlainPlan(_VGG11, False, hidden=(128, 128), dropout="after", init="fan_out"),
-    "vgg11_small_bn": PlainPlan(_VGG11, hidden=(128, 128), dropout="after", init="fan_out"),
+    "alexnet_small": PlainPlan(((8,), (16,), (32, 16, 16)), False, True, 4, (128, 128), True, init="torch"),
+    "vgg11_small": PlainPlan(_VGG11, False, hidden=(128, 128), init="fan_out"),
+    "vgg11_small_bn": PlainPlan(_VGG11, hidden=(128, 128), init="fan_out"),
     "vgg16": _vgg(2, 2, 3, 3, 3),
     "vgg19": _vgg(2, 2, 4, 4, 4),
 }
@@ -53,27 +53,26 @@ class Plain(Net):
         super().__init__()
         widths = layout.widths
         self.layout, self.grid = layout, plan.grid
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1, bias=plan.bias) for i, o in zip((plan.in_channels, *widths), widths)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for o in widths if plan.norm)
+        inputs = (plan.in_channels, *widths)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=plan.bias) for i, o in zip(inputs, widths))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) if plan.norm else nn.Identity() for o in widths)
         ends = list(accumulate(len(stage) for stage in plan.stages))
         self.pool_behind = frozenset(ends if plan.last_pool else ends[:-1])  # counted from 1
         head, size = [], widths[-1] * plan.grid**2
         for units in plan.hidden:
-            head += [Dropout()] * (plan.dropout == "before") + [nn.Linear(size, units), nn.ReLU()]
-            head += [Dropout()] * (plan.dropout == "after")
+            linear = [nn.Linear(size, units), nn.ReLU()]
+            head += [Dropout(), *linear] if plan.dropout_first else [*linear, Dropout()]
             size = units
         self.head = nn.Sequential(*head, nn.Linear(size, layout.num_classes))
         initialise(self, plan.init)
 
     def _run(self, x: torch.Tensor, tap: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         features = []
-        for n, conv in enumerate(self.convs):
-            before = self.norms[n](conv(x)) if self.norms else conv(x)
+        for n, (conv, norm) in enumerate(zip(self.convs, self.norms), 1):
+            before = norm(conv(x))
             x = F.relu(before)  # out of place: `before` may be a feature
             features += [before if tap == "pre_activation" else x] if tap else []
-            x = F.max_pool2d(x, 2) if n + 1 in self.pool_behind else x
+            x = F.max_pool2d(x, 2) if n in self.pool_behind else x
         if self.grid == 1:
             return self.head(x.mean((2, 3))), features
         if x.shape[2:] != (self.grid, self.grid):  # at 32x32 there is nothing to pool
@@ -89,7 +88,7 @@ class Plain(Net):
         """One "inner" group a convolution, read by the next one or by the first linear layer."""
         names = [f"convs.{n}" for n in range(len(self.convs))]
         linear = next(f"head.{n}" for n, module in enumerate(self.head) if isinstance(module, nn.Linear))
-        norms = [f"norms.{n}" if self.norms else "" for n in range(len(names))]
+        norms = [f"norms.{n}" if isinstance(norm, nn.BatchNorm2d) else "" for n, norm in enumerate(self.norms)]
         return [
             ChannelGroup(name, conv.out_channels, (name,), (norm,), (reader,), "inner")
             for name, conv, norm, reader in zip(names, self.convs, norms, [*names[1:], linear])

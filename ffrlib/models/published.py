@@ -25,8 +25,7 @@ CHECKSUMS = {  # SHA-256 of the .npz files
     "resnet20": "ef390b25c0bd77a1d993ba3e82815a15587ea4ba6d00f99503aecbeccd137822",
     "resnet56": "f222bdf1125caa30541208723397bf1b29cd1c875c2fb8e2afd36d6a2c2e0161",
 }
-ORIGINALS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
-HOME = "https://github.com/akamaster/pytorch_resnet_cifar10, commit d5489e8, folder pretrained_models"
+HOME = "https://github.com/akamaster/pytorch_resnet_cifar10 (commit d5489e8) as pretrained_models/{}-*.th"
 
 
 def locate(name: str, root: str | os.PathLike | None = None) -> Path:
@@ -44,8 +43,8 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
             require(found == CHECKSUMS[name], f"SHA-256 of {path}", found, CHECKSUMS[name])
             return path
     raise FileNotFoundError(
-        f"{file} is in none of {', '.join(map(str, folders))}. Its author publishes {ORIGINALS[name]} at {HOME}; "
-        f"make the .npz of it with ffrlib.models.published.convert, and name its folder in FFR_WEIGHTS."
+        f"{file} is in none of {', '.join(map(str, folders))}. The weights are published at {HOME.format(name)}; "
+        "make the .npz of that file with ffrlib.models.published.convert, and name its folder in FFR_WEIGHTS."
     )
 
 
@@ -57,7 +56,7 @@ def load(name: str, root: str | os.PathLike | None = None) -> nn.Module:
     path = locate(name, root)
     with np.load(path, allow_pickle=False) as file:
         state = {key: torch.from_numpy(file[key]) for key in file.files}
-    layout = models.Layout(name, 10, "A", None, None)
+    layout = models.Layout(name, 10, "A", models.scaled_widths(name, 1), None)
     return models.rebuild(layout, state).eval()  # torch adds batch norm's counts of batches, which these files lack
 
 

@@ -51,8 +51,9 @@ def close(model: nn.Module, keep: Keep) -> Keep:
         links.append((earlier, torch.tensor(sources)[to], later, to))
     for earlier, source, later, to in reversed(links):
         keep[earlier][source] &= keep[later][to]
-    for group in model.groups():
-        if not keep[group.name].any():
+    empty = [name for name, kept in keep.items() if not kept.any()]
+    for group in model.groups() if empty else []:
+        if group.name in empty:
             sums = sum(w.abs().sum((1, 2, 3)) for w in _written(model, group))
             keep[group.name][int(sums.argmax())] = True
     for earlier, source, later, to in links:
