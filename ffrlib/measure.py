@@ -7,10 +7,12 @@ image, latencies milliseconds; images are uint8 (N, C, H, W), normalised here.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -51,20 +53,22 @@ def _inference(model: nn.Module, images: Tensor, dtype: torch.dtype):
         yield next(model.parameters()).dtype
 
 
-def accuracy(model, images, labels, mean, std, dtype=torch.float32, batch: int = 500) -> tuple[float, float]:
-    """(accuracy in percent, mean cross-entropy) with labels (N,), in eval mode; synchronises once, at the end."""
+def accuracy(model, images, labels, mean, std, dtype=torch.float32, batch: int = 0) -> tuple[float, float]:
+    """(accuracy in percent, mean cross-entropy), in eval mode; synchronises once, at the end. `batch` 0: 250 (a CPU's
+    caches want it small), on a GPU 2,000."""
     sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    batch = batch or (2000 if images.is_cuda else 250)
     with _inference(model, images, dtype) as work:
         for x, y in zip(images.split(batch), labels.split(batch)):
             logits = model(normalise(x, mean, std, work)).to(work)
             sums += torch.stack([(logits.argmax(1) == y).sum(), cross_entropy(logits, y, reduction="sum")])
-    right, loss = (sums / len(labels)).tolist()
-    return 100 * right, loss
+    right, loss = sums.tolist()
+    return 100 * right / len(labels), loss / len(labels)
 
 
 def sparsity(model: nn.Module, threshold: float = THRESHOLD) -> dict:
-    """Shares of |w| < threshold in the counted convolutions: "weights" and "kernels" (W[o, i] as a whole) of all of them
-    together, "layers" the weights of each (list)."""
+    """Shares of |w| < threshold in the counted convolutions: "weights" and "kernels" (W[o, i] as a whole) of all of
+    them together, "layers" the weights of each (list)."""
     weights = [conv.weight.detach().abs() for _, conv in counted_convolutions(model)]
     small = [w < threshold for w in weights]
     kernels = torch.cat([s.all(-1).all(-1).flatten() for s in small])
@@ -78,8 +82,8 @@ def _share(*flags: Tensor) -> float:
 
 
 def zero_channels(model: nn.Module, threshold: float = THRESHOLD) -> removal.Keep:
-    """{group: (size,) bool}: channels for which |w| < threshold in all weights that write them, or in all that read them.
-    Both count, because penalties group by either; neither alone makes a channel removable."""
+    """{group: (size,) bool}: channels for which |w| < threshold in all weights that write them, or in all that read
+    them. Both count, because penalties group by either; neither alone makes a channel removable."""
     out = removal.zero_channels(model, threshold)
     for g in model.groups():
         weights = [model.get_submodule(name).weight.detach().abs() for name in g.readers]
@@ -102,9 +106,9 @@ def silent_channels(model, images, mean, std, dtype=torch.float32, batch: int = 
 
 
 def channel_kinds(model, images, mean, std, dtype=torch.float32, threshold: float = THRESHOLD) -> dict:
-    """Three kinds told apart, as shares of the groups' channels: "zero_channels" (weights), "removable_channels" (exactly,
-    for every input), "silent_channels" (in all ReLU outputs of the group, on `images`); and "layer_silent", a list of
-    shares by ReLU output."""
+    """Three kinds told apart, as shares of the groups' channels: "zero_channels" (weights), "removable_channels"
+    (exactly, for every input), "silent_channels" (in all ReLU outputs of the group, on `images`); and "layer_silent",
+    a list of shares by ReLU output."""
     layers = silent_channels(model, images, mean, std, dtype)
     places = criteria.feature_places(model).values()
     return {
@@ -115,158 +119,128 @@ def channel_kinds(model, images, mean, std, dtype=torch.float32, threshold: floa
     }
 
 
-@contextmanager
-def restoring(model: nn.Module):
-    """Parameters may be changed in place inside; the value, a function, brings them back, and so does the end."""
-    saved = [(p, p.detach().clone()) for p in model.parameters()]
-
-    @torch.no_grad()
-    def restore():
-        for p, value in saved:
-            p.copy_(value)
-
-    try:
-        yield restore
-    finally:
-        restore()
-
-
 @torch.no_grad()
-def zero_below(model: nn.Module, threshold: float | Tensor) -> None:
-    """Set |w| < threshold to zero in the counted convolutions, in place."""
+def zeroed(model: nn.Module, threshold: float | Tensor) -> nn.Module:
+    """A copy with |w| < threshold set to zero in the counted convolutions."""
+    model = copy.deepcopy(model)
     for _, conv in counted_convolutions(model):
         conv.weight.masked_fill_(conv.weight.abs() < threshold, 0)
+    return model
 
 
-def cut_weights(model: nn.Module, share: float) -> None:
-    """Zero the smallest |w|, `share` of the counted convolutions' weights, in place."""
+def cut_weights(model: nn.Module, share: float) -> nn.Module:
+    """A copy with the smallest |w| set to zero, `share` of the counted convolutions' weights."""
     flat = torch.cat([conv.weight.detach().abs().flatten() for _, conv in counted_convolutions(model)])
-    zero_below(model, flat.kthvalue(min(round(share * len(flat)) + 1, len(flat))).values)
+    return zeroed(model, flat.kthvalue(min(round(share * len(flat)) + 1, len(flat))).values)
 
 
-def cut_channels(model: nn.Module, share: float) -> None:
-    """Mask at least `share` of the channels, smallest L1 norm (`criteria.l1_norm`) first, in place. ValueError where so
-    many cannot go."""
-    removal.mask(model, budgets.choose_keep(model, criteria.l1_norm(model), "channel_share", share)[0], in_place=True)
+def cut_channels(model: nn.Module, share: float) -> nn.Module:
+    """The net without at least `share` of the channels, smallest L1 norm (`criteria.l1_norm`) first. ValueError where
+    so many cannot go."""
+    return removal.shrink(model, budgets.choose_keep(model, criteria.l1_norm(model), "channel_share", share)[0])
 
 
 def threshold_sweep(model: nn.Module, test: Callable[[nn.Module], float]) -> dict:
-    """Lists over the thresholds `SWEEP`: shares "sparsity" and "zero_channels", and "test_accuracy": `test(model)` after
-    zeroing (not asked again where a threshold zeroes no more than the one before)."""
+    """Lists over the thresholds `SWEEP`: shares "sparsity" and "zero_channels", and "test_accuracy": `test(net)` of the
+    zeroed net (not asked again where a threshold zeroes no more than the one before)."""
     out = {"threshold": list(SWEEP), "sparsity": [], "zero_channels": [], "test_accuracy": []}
-    with restoring(model):
-        for t in SWEEP:
-            share, known = sparsity(model, t)["weights"], out["sparsity"][-1:]
-            out["zero_channels"].append(_share(*zero_channels(model, t).values()))
-            zero_below(model, t)
-            out["test_accuracy"].append(out["test_accuracy"][-1] if [share] == known else test(model))
-            out["sparsity"].append(share)
+    for t in SWEEP:
+        share = sparsity(model, t)["weights"]
+        again = [share] == out["sparsity"][-1:]
+        out["test_accuracy"].append(out["test_accuracy"][-1] if again else test(zeroed(model, t)))
+        out["sparsity"].append(share)
+        out["zero_channels"].append(_share(*zero_channels(model, t).values()))
     return out
 
 
-def removable_share(model, validate: Callable[[nn.Module], float], cut: Callable[[nn.Module, float], None]) -> float:
-    """The largest share that `cut(model, share)` can remove with `validate(model)` at most TOLERANCE points lower, without
-    fine-tuning: along GRID up to the first failure, then HALVINGS bisections (whether more holds again is not asked)."""
-    low, high = 0.0, 1.0
-    least = validate(model) - TOLERANCE
-    with restoring(model) as restore:
+def removable_share(model, cut: Callable[[nn.Module, float], nn.Module], holds: Callable[[nn.Module], bool]) -> float:
+    """The largest share for which `holds(cut(model, share))`, without fine-tuning: along GRID up to the first failure,
+    then HALVINGS bisections, so to 0.025 (whether a larger share holds again is not asked)."""
 
-        def holds(share: float) -> bool:
-            restore()
-            try:
-                cut(model, share)
-            except ValueError:  # more than the minimum of one channel a layer allows
-                return False
-            return validate(model) >= least
+    def fine(share: float) -> bool:
+        try:
+            return holds(cut(model, share))
+        except ValueError:  # more than the minimum of one channel a layer allows
+            return False
 
-        for share in GRID:
-            low, high = (share, high) if holds(share) else (low, share)
-            if high < 1:
-                break
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if holds(middle) else (low, middle)
+    low = max(takewhile(fine, GRID), default=0.0)
+    high = min((share for share in GRID if share > low), default=1.0)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fine(middle) else (low, middle)
     return low
 
 
-def flow_metrics(model, images, mean, std, dtype=torch.float32, tap: str | None = None, batch: int = 500) -> dict:
-    """Of the features at `tap` (None: the net's own), on `images`: the flow's length and total second difference (L1, over
-    the number of elements), straightness, turning angle (radians), and the mean |x|. NaN where shapes give no pair."""
-    sums = 0.0
+def flow_metrics(model, images, mean, std, dtype=torch.float32, tap: str | None = None, batch: int = 250) -> dict:
+    """Of the features at `tap` (None: the net's own), on `images`: the flow's length and total second difference (L1
+    over the number of elements), straightness, turning angle (radians), mean |x|. NaN where no shapes agree."""
+    names = ("flow_length", "flow_curvature", "straightness", "turning_angle", "activation_mean")
+    sums, none = 0.0, torch.full((), torch.nan, device=images.device)
     with _inference(model, images, dtype) as work:
         for x in images.split(batch):
             features = model.flow(normalise(x, mean, std, work), tap)[1]
-            counts = flow.flow_counts(features)
-            size = flow.flow_penalty(features, length=1.0) if counts[0] else torch.tensor(torch.nan)
-            bend = flow.flow_penalty(features, curvature=1.0) if counts[1] else torch.tensor(torch.nan)
-            mean_size = flow.activation_penalty(features) / len(features)
-            values = (size, bend, flow.straightness(features), flow.turning_angle(features), mean_size)
-            sums = sums + torch.stack([v.double().to(x.device) for v in values]) * len(x)
-    names = ("flow_length", "flow_curvature", "straightness", "turning_angle", "activation_mean")
-    return dict(zip(names, (sums / len(images)).tolist()))
+            pairs, triples = flow.flow_counts(features)
+            values = [
+                flow.flow_penalty(features, length=1.0) if pairs else none,
+                flow.flow_penalty(features, curvature=1.0) if triples else none,
+                flow.straightness(features),
+                flow.turning_angle(features),
+                flow.activation_penalty(features) / len(features),
+            ]
+            sums = sums + torch.stack([v.double() for v in values]) * (len(x) / len(images))
+    return dict(zip(names, sums.tolist()))
 
 
-def report(
-    model: nn.Module, image_set: ImageSet, dtype: torch.dtype = torch.float32, flow_tap: str | None = None
-) -> dict:
-    """The metrics of a trained net, named and defined in docs/design.md. Costs some 5 passes over the test images and 20
-    over at most CURVE_IMAGES of test or validation."""
-    mean_std, shape = (image_set.mean, image_set.std), tuple(image_set.train[0].shape[1:])
-    (few_images, few_labels) = (t[:CURVE_IMAGES] for t in image_set.validation)
+def report(model: nn.Module, image_set: ImageSet, dtype=torch.float32, flow_tap: str | None = None) -> dict:
+    """The metrics of a trained net, named and defined in docs/design.md. Costs up to 4 passes over the test images and
+    20 over at most CURVE_IMAGES of test or validation; all training images only where channels stay silent."""
+    prepare, shape = (image_set.mean, image_set.std, dtype), tuple(image_set.train[0].shape[1:])
 
-    def test(net, count: int | None = None) -> float:
-        return accuracy(net, image_set.test[0][:count], image_set.test[1][:count], *mean_std, dtype)[0]
+    def percent(net, pair, count: int | None = None) -> float:
+        return accuracy(net, pair[0][:count], pair[1][:count], *prepare)[0]
 
-    def validate(net) -> float:
-        return accuracy(net, few_images, few_labels, *mean_std, dtype)[0]
+    def holds(net) -> bool:
+        return percent(net, image_set.validation, CURVE_IMAGES) >= least
 
-    out, small = {}, sparsity(model)
-    out["test_accuracy"], out["test_loss"] = accuracy(model, *image_set.test, *mean_std, dtype)
-    out["validation_accuracy"] = accuracy(model, *image_set.validation, *mean_std, dtype)[0]
-    out |= {
-        "unstructured_sparsity": small["weights"],
-        "zero_kernels": small["kernels"],
-        "layer_sparsity": small["layers"],
-    }
-    out |= channel_kinds(model, image_set.train[0], *mean_std, dtype)
-    out["parameters"], out["macs"] = budgets.costs(model, shape)
-    out["parameters_left"], out["macs_left"] = budgets.costs(model, shape, removal.removable(model))
-    out["threshold_sweep"] = threshold_sweep(model, lambda net: test(net, CURVE_IMAGES))
-    for name, cut in (("weight", cut_weights), ("channel", cut_channels)):
-        out[f"removable_{name}_share"] = removable_share(model, validate, cut)
-    steps = {"zeroed": (zero_below, THRESHOLD), "cut_30": (cut_channels, 0.3), "cut_50": (cut_channels, 0.5)}
-    with restoring(model) as restore:
-        for name, (change, amount) in steps.items():
-            change(model, amount)
-            out[f"{name}_test_accuracy"] = test(model)
-            restore()
-    return out | flow_metrics(model, few_images, *mean_std, dtype, flow_tap)
+    least = percent(model, image_set.validation, CURVE_IMAGES) - TOLERANCE
+    small, left = sparsity(model), budgets.costs(model, shape, removal.removable(model))
+    (test_accuracy, test_loss), whole = accuracy(model, *image_set.test, *prepare), budgets.costs(model, shape)
+    return {
+        "test_accuracy": test_accuracy, "test_loss": test_loss,
+        "validation_accuracy": percent(model, image_set.validation),
+        "zeroed_test_accuracy": percent(zeroed(model, THRESHOLD), image_set.test),
+        "unstructured_sparsity": small["weights"], "zero_kernels": small["kernels"], "layer_sparsity": small["layers"],
+        "parameters": whole[0], "macs": whole[1], "parameters_left": left[0], "macs_left": left[1],
+        "threshold_sweep": threshold_sweep(model, lambda net: percent(net, image_set.test, CURVE_IMAGES)),
+        "removable_weight_share": removable_share(model, cut_weights, holds),
+        "removable_channel_share": removable_share(model, cut_channels, holds),
+        "cut_30_test_accuracy": percent(cut_channels(model, 0.3), image_set.test),
+        "cut_50_test_accuracy": percent(cut_channels(model, 0.5), image_set.test),
+        **channel_kinds(model, image_set.train[0], *prepare),
+        **flow_metrics(model, image_set.validation[0][:CURVE_IMAGES], *prepare, flow_tap),
+    }  # fmt: skip
 
 
-def latency(model: nn.Module, batch: int, image_shape, device=None, seconds: float = 0.1, repeats: int = 50) -> dict:
-    """{"median", "spread"} of the milliseconds of a forward pass in eval mode and the net's own precision, channels_last;
-    the spread is between the quartiles. After 3 warm-up passes, at least 5 passes, then up to `repeats` while less than
-    `seconds` have gone by. On a GPU timed by events. Threads are the process's own (`torch.get_num_threads`)."""
-    weight = next(model.parameters())
-    device, times = torch.device(device or weight.device), []
-    x = torch.rand(batch, *image_shape, dtype=weight.dtype, device=device).contiguous(memory_format=torch.channels_last)
+def latency(model: nn.Module, batch: int, image_shape, seconds: float = 0.05, repeats: int = 50) -> dict:
+    """{"median", "spread" (between the quartiles)} of the milliseconds of a forward pass in eval mode, channels_last,
+    in the net's precision, on its device (on a GPU by events) and all threads of the process. After 3 passes to warm
+    up, 7 or more, up to `repeats`, until `seconds` have gone by."""
+    weight, times = next(model.parameters()), []
+    x = torch.rand(batch, *image_shape, dtype=weight.dtype, device=weight.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    begin = time.perf_counter()
     with evaluating(model), torch.no_grad():
-        for _ in range(3):
+        while len(times) < 10 or (len(times) < repeats + 3 and time.perf_counter() - begin < seconds):
+            start = time.perf_counter()
+            if x.is_cuda:
+                events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+                events[0].record()
             model(x)
-        begin = time.perf_counter()
-        while len(times) < 5 or (len(times) < repeats and time.perf_counter() - begin < seconds):
-            if device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                model(x)
-                end.record()
-                end.synchronize()
-                times.append(start.elapsed_time(end))
-            else:
-                start = time.perf_counter()
-                model(x)
-                times.append(1000 * (time.perf_counter() - start))
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+            if x.is_cuda:
+                events[1].record()
+                events[1].synchronize()
+            times.append(events[0].elapsed_time(events[1]) if x.is_cuda else 1000 * (time.perf_counter() - start))
+    low, middle, high = statistics.quantiles(times[3:], n=4, method="inclusive")
     return {"median": middle, "spread": high - low}
 
 
@@ -274,10 +248,9 @@ def pruned_report(model: nn.Module, cut: nn.Module, keep: removal.Keep, image_se
     """The metrics of a cut that need no training: `model` is the net before, `cut` = `removal.shrink(model, keep)`."""
     images = normalise(image_set.validation[0][:64], image_set.mean, image_set.std, next(model.parameters()).dtype)
     shape, timing = tuple(images.shape[1:]), {}
-    for count in (1, 64):
-        for net, when in ((model, "_before"), (cut, "")):
-            for what, value in latency(net, count, shape).items():
-                timing[f"batch_{count}{when}" + "_spread" * (what == "spread")] = value
+    for count, net, when in ((1, model, "_before"), (1, cut, ""), (64, model, "_before"), (64, cut, "")):
+        took = latency(net, count, shape)
+        timing |= {f"batch_{count}{when}": took["median"], f"batch_{count}{when}_spread": took["spread"]}
     before, after = budgets.costs(model, shape), budgets.costs(cut, shape)
     return {
         "parameters": before[0], "macs": before[1], "parameters_left": after[0], "macs_left": after[1],

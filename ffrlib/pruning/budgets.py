@@ -11,26 +11,22 @@ from torch import Tensor, nn
 from ffrlib.models import counted_convolutions
 from ffrlib.pruning import removal
 from ffrlib.pruning.criteria import evaluating
+from ffrlib.pruning.removal import Keep
 from ffrlib.spec import choose, require
 
-Keep = dict[str, Tensor]
 _positions: dict[tuple, dict[str, int]] = {}  # (net's name, shortcut, image shape) -> layer -> output positions
 
 
-def _note(found: dict[str, int], name: str, layer, inputs, out: Tensor) -> None:
-    found[name] = out[0, 0].numel()
-
-
 def positions(model: nn.Module, image_shape) -> dict[str, int]:
-    """Output positions (height x width; 1 for a linear layer) of each layer for one image of shape (C, H, W). They do not
-    depend on the widths, so one forward pass serves all pruned versions of a net."""
+    """Output positions (height x width; 1 for a linear layer) of each layer for one image of shape (C, H, W). They do
+    not depend on the widths: one forward pass serves all pruned versions of a net."""
     key = (model.layout.name, model.layout.shortcut, tuple(image_shape))
     if key not in _positions:
-        found, hooks = {}, []
-        for name, layer in model.named_modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                hooks.append(layer.register_forward_hook(partial(_note, found, name)))
-        p = next(model.parameters())
+        layers = {m: name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        found, p = {}, next(model.parameters())
+        hooks = [
+            m.register_forward_hook(lambda m, _, out: found.update({layers[m]: out[0, 0].numel()})) for m in layers
+        ]
         with evaluating(model), torch.no_grad():
             model(torch.zeros(1, *image_shape, dtype=p.dtype, device=p.device))
         for hook in hooks:
@@ -40,34 +36,26 @@ def positions(model: nn.Module, image_shape) -> dict[str, int]:
 
 
 def costs(model: nn.Module, image_shape, keep: Keep | None = None) -> tuple[int, int]:
-    """(parameters, MACs of convolutions and linear layers for one image) of the net that `shrink(model, keep)` gives,
-    counted without building it; of the net itself where `keep` is None."""
-    outputs, inputs, norm_sizes = {}, {}, {}
+    """(parameters, MACs of convolutions and linear layers for one image) of the net, or of the one that
+    `shrink(model, keep)` gives, without building it."""
+    written, read, parameters, macs = {}, {}, 0, 0  # layer -> (kept, all) channels that it writes, or reads
     for g in model.groups() if keep is not None else ():
-        kept = int(keep[g.name].sum())
-        outputs |= {name: kept for name in g.writers}
-        norm_sizes |= {name: kept for name in g.norms if name}
-        inputs |= {name: kept / g.size for name in g.readers}
-    parameters = macs = 0
-    where = positions(model, image_shape)
+        kept = (int(keep[g.name].sum()), g.size)
+        written |= dict.fromkeys((*g.writers, *g.norms), kept)
+        read |= dict.fromkeys(g.readers, kept)
     for name, layer in model.named_modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            rows = outputs.get(name, layer.weight.shape[0])
-            weights = round(rows * layer.weight[0].numel() * inputs.get(name, 1))
-            parameters += weights + (rows if layer.bias is not None else 0)
-            macs += weights * where[name]
-        else:
-            own = sum(p.numel() for p in layer.parameters(recurse=False))
-            parameters += own * norm_sizes[name] // layer.num_features if name in norm_sizes else own
+        (rows, all_rows), (columns, all_columns) = written.get(name, (1, 1)), read.get(name, (1, 1))
+        for part, p in layer.named_parameters(recurse=False):
+            size = p.numel() * rows // all_rows
+            if part == "weight" and p.dim() > 1:
+                size = size * columns // all_columns
+                macs += size * positions(model, image_shape)[name]
+            parameters += size
     return parameters, macs
 
 
-def _channels(model, image_shape, keep: Keep) -> int:
-    return sum(int(k.sum()) for k in keep.values())
-
-
 SHARES = {  # budget -> what a share of it counts
-    "channel_share": _channels,
+    "channel_share": lambda model, image_shape, keep: sum(int(k.sum()) for k in keep.values()),
     "parameter_share": lambda *net: costs(*net)[0],
     "macs_share": lambda *net: costs(*net)[1],
 }
@@ -94,13 +82,13 @@ def choose_keep(
 ) -> tuple[Keep, int]:
     """(keep, held back): channels go in ascending order of score, and with them what `removal.close` adds.
 
-    `budget`: "threshold": all with a score below `amount`; "channel_share", "macs_share", "parameter_share": as few as
-    remove at least the share `amount` of the whole net's, counted exactly for the small net, so the target is met from
-    above; "loss_tolerance": as many as keep the jointly measured rise, loss(keep) - loss(all kept), below `amount`: the
-    number is doubled until the rise is too large, then bisected (some 2 log2 of the channels' number evaluations).
-    `scope` "layer": a channel's score is replaced by its rank within its group, so that each loses the same share (no
-    meaning for "threshold"). `held back` counts the channels that the budget would cut and the minimum of one a layer keeps
-    (the one with the highest score). Raises ValueError for unknown names, NaN scores and a share out of reach.
+    `budget` "threshold": all with a score below `amount`; "channel_share", "macs_share", "parameter_share": as few as
+    remove at least the share `amount` of the whole net's, by exact counts of the small net (met from above);
+    "loss_tolerance": as many as keep the jointly measured rise, loss(keep) - loss(all kept), below `amount`: twice as
+    many at a time until it is too large, then bisection. `scope` "layer" (no meaning for "threshold"): a score is
+    replaced by its rank within its group, so that each loses the same share. `held back`: channels that the budget
+    would cut and the minimum of one a layer keeps, the one with the highest score. Raises ValueError for unknown names,
+    NaN scores and a share out of reach.
     """
     choose("pruning.budget", budget, ("threshold", *SHARES, "loss_tolerance"))
     choose("pruning.scope", scope, ("global", "layer"))
@@ -146,8 +134,8 @@ def choose_keep(
 
 
 def magnitude_mask(model: nn.Module, share: float) -> dict[str, Tensor]:
-    """Parameter name -> bool mask of a counted convolution's weight, False where it is removed: the round(share * total)
-    smallest |w| of all these weights together, exactly that many (ties in the net's order)."""
+    """Parameter name -> bool mask of a counted convolution's weight, False where it is removed: exactly the
+    round(share * total) smallest |w| of all these weights together (ties in the net's order)."""
     require(0 <= share <= 1, "share", share, "0 to 1")
     weights = {f"{name}.weight": conv.weight.detach() for name, conv in counted_convolutions(model)}
     flat = torch.cat([w.abs().flatten() for w in weights.values()])

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ffrlib.models import counted_convolutions
-from ffrlib.models.resnet import Block
 from ffrlib.pruning import removal
 from ffrlib.spec import choose
 
@@ -59,9 +57,7 @@ def geometric_median(model, images=None, labels=None, seed=0) -> Scores:
 def bn_scale(model, images=None, labels=None, seed=0) -> Scores:
     """|gamma| of the batch norms behind a channel (network slimming, arXiv 1708.06519)."""
     if not all(norm for g in model.groups() for norm in g.norms):
-        raise ValueError(
-            f"The score is 'bn_scale'; allowed for {model.layout.name}, which has no batch norm: any other."
-        )
+        raise ValueError(f"The score is 'bn_scale'; allowed for {model.layout.name}, without batch norms: any other.")
     return _mean(model, "norms", lambda w, size: w.abs())
 
 
@@ -135,28 +131,10 @@ def taylor(model, images, labels, seed=0, batch: int = 32) -> Scores:
 
 
 def _units(model: nn.Module) -> list[tuple[nn.Module, ...]]:
-    """The net as a chain: the output of a unit's last module (a block's last entry) is all that the next unit reads."""
+    """The net as a chain of modules: all that a unit reads is what the unit before it gave."""
     if hasattr(model, "convs"):
         return list(zip(model.convs, model.norms)) if model.norms else [(conv,) for conv in model.convs]
-    return [(model.conv1, model.bn1), *((b,) for stage in model.stages for b in getattr(model, stage))]
-
-
-def _skip(units: list[tuple[nn.Module, ...]], outputs: list[Tensor], count: int) -> None:
-    """Let the first `count` units compute nothing and the last of them hand over its recorded output; 0 undoes it."""
-    for n, m in ((n, m) for n, unit in enumerate(units) for m in unit):
-        m.__dict__.pop("forward", None)  # the class's own method is found again
-        if n < count:
-            out = outputs[n] if n == count - 1 and m is units[n][-1] else None
-            m.forward = partial(_hand_over, out, 4 if isinstance(m, Block) else 0)
-
-
-def _hand_over(out: Tensor | None, times: int, x: Tensor):
-    out = x if out is None else out
-    return (out,) * times if times else out
-
-
-def _note(outputs: list[Tensor], module: nn.Module, inputs, out) -> None:
-    outputs.append(out[-1] if isinstance(module, Block) else out)
+    return [(model.conv1, model.bn1), *((block,) for stage in model.stages for block in getattr(model, stage))]
 
 
 @torch.no_grad()
@@ -164,53 +142,56 @@ def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
     """Rise of the mean cross-entropy (below 0: a fall) with the channel masked and with it all that `removal.close`
     cuts along: our stand-in for the follow-up paper's criterion (arXiv 2011.02389, known by its abstract).
 
-    What comes before the mask runs once a batch and is handed over afterwards. Cost in forward passes of all images:
-    about 420 for the 1,120 channels of ResNet-56, 1,100 for the 4,224 of VGG16.
+    The units before the mask replay what they gave unmasked. Cost in forward passes of all images: about 420 for the
+    1,120 channels of ResNet-56, 1,100 for the 4,224 of VGG16.
     """
     units, groups, full = _units(model), {g.name: g for g in model.groups()}, removal.full_keep(model)
     place = {part: n for n, unit in enumerate(units) for m in unit for part in m.modules()}
     whole = {p: p.clone() for g in groups.values() for p in _gates(model, g)}
-    jobs = []  # (group, channel, units before the mask, [(parameter, its mask)])
+    jobs, recorded = [], {}  # (group, channel, units before the mask, [(parameter, its mask)]); module -> output
     for name, i in ((name, i) for name, kept in full.items() for i in range(len(kept))):
         closed = removal.close(model, full | {name: torch.arange(len(full[name])) != i})
         cut = [(groups[other], kept) for other, kept in closed.items() if not kept.all()]
-        start = min(place[model.get_submodule(w)] for g, _ in cut for w in g.writers)
         masks = [(p, kept.to(p).view(-1, *[1] * (p.dim() - 1))) for g, kept in cut for p in _gates(model, g)]
-        jobs.append((name, i, start, masks))
+        jobs.append((name, i, min(place[model.get_submodule(w)] for g, _ in cut for w in g.writers), masks))
+
+    def replay(count: int) -> None:
+        for n, m in ((n, m) for n, unit in enumerate(units) for m in unit):
+            m.__dict__.pop("forward", None)  # the class's own method is found again
+            if n < count:
+                m.forward = lambda x, m=m: recorded[m]
+
     totals = {name: torch.zeros(len(kept), dtype=torch.float64, device=images.device) for name, kept in full.items()}
     with evaluating(model):
         try:
             for x, y in zip(images.split(batch), labels.split(batch)):
-                outputs, skipped = [], 0
-                hooks = [unit[-1].register_forward_hook(partial(_note, outputs)) for unit in units]
-                base = cross_entropy(model(x), y, reduction="sum").double()
+                replay(0)
+                hooks = [m.register_forward_hook(lambda m, _, out: recorded.update({m: out})) for u in units for m in u]
+                base, replayed = cross_entropy(model(x), y, reduction="sum").double(), 0
                 for hook in hooks:
                     hook.remove()
                 for name, i, start, masks in jobs:
-                    if start != skipped:
-                        _skip(units, outputs, start)
-                        skipped = start
+                    if start != replayed:
+                        replay(start)
+                        replayed = start
                     for p, mask in masks:
                         p.mul_(mask)
-                    loss = cross_entropy(model(x[:1] if start else x), y, reduction="sum")
-                    totals[name][i] += (loss.double() - base) / len(images)
+                    totals[name][i] += cross_entropy(model(x), y, reduction="sum") - base
                     for p, _ in masks:
                         p.copy_(whole[p])
-                _skip(units, outputs, 0)
         finally:  # also after an error or an interrupt
-            _skip(units, [], 0)
+            replay(0)
             for p, value in whole.items():
                 p.copy_(value)
-    return {name: total.float() for name, total in totals.items()}
+    return {name: (total / len(images)).float() for name, total in totals.items()}
 
 
-def loss_of(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 512) -> Callable[[removal.Keep], float]:
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[removal.Keep], float]:
     """A function from a keep to the mean cross-entropy of the net cut to it, on normalised images."""
 
     @torch.no_grad()
     def loss(keep: removal.Keep) -> float:
-        net = removal.shrink(model, keep).eval()
-        parts = zip(images.split(batch), labels.split(batch))
+        net, parts = removal.shrink(model, keep).eval(), zip(images.split(256), labels.split(256))
         return float(sum(cross_entropy(net(x), y, reduction="sum").double() for x, y in parts) / len(images))
 
     return loss
@@ -227,8 +208,8 @@ def scores(
 ) -> Scores:
     """Group name -> float tensor (size,): how much each channel matters by the criterion `name` of `CRITERIA`.
 
-    `images` (normalised, (N, C, H, W)) and `labels` (N,) are for the data-driven ones, `seed` for "random". Raises
-    ValueError for an unknown name, missing images, or a net that the criterion does not fit.
+    `images` (normalised, (N, C, H, W)) and `labels` are for the data-driven ones, `seed` for "random". ValueError for an
+    unknown name, missing images, or a net that the criterion does not fit.
     """
     choose("pruning.score", name, CRITERIA)
     if name in ("flow", "loss_increase", "taylor") and (images is None or labels is None):
