@@ -37,7 +37,7 @@ def _vgg(*depths: int) -> PlainPlan:
 
 _VGG11 = ((16,), (32,), (64, 64), (128, 128), (128, 128))
 PLANS = {
-    "digits_cnn": PlainPlan(((16,) * 4, (32,) * 2), bias=False, last_pool=False, in_channels=1, init="fan_out"),
+    "digits_cnn": PlainPlan(((16,), (16,) * 4, (32,)), bias=False, last_pool=False, in_channels=1, init="fan_out"),
     "alexnet_small": PlainPlan(((8,), (16,), (32, 16, 16)), False, True, 4, (128, 128), True, init="torch"),
     "vgg11_small": PlainPlan(_VGG11, False, hidden=(128, 128), init="fan_out"),
     "vgg11_small_bn": PlainPlan(_VGG11, hidden=(128, 128), init="fan_out"),
