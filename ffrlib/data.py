@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -78,11 +77,8 @@ def even_order(labels: np.ndarray) -> np.ndarray:
 
 
 def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of each channel of uint8 (N, C, H, W) / 255: two float32 (C,).
-
-    Summed in integers, hence exact and the same on every machine, however many threads it has.
-    """
-    total = np.zeros((2, images.shape[1]), np.int64)
+    """Mean and population standard deviation of each channel of uint8 (N, C, H, W) / 255: two float32 (C,)."""
+    total = np.zeros((2, images.shape[1]), np.int64)  # exact, hence the same on every machine
     for part in np.array_split(images, len(images) // 2000 + 1):  # bounds the memory
         part = part.astype(np.uint32)
         total += np.stack([values.sum((0, 2, 3), dtype=np.int64) for values in (part, part * part)])
@@ -101,24 +97,18 @@ def _digits(root):
 def _cifar(root, name: str, train: list[str], test: str, skipped: int = 0):
     """CIFAR's binary layout: label (CIFAR-100: one coarse, `skipped`, one fine), then three planes of 32 x 32 bytes."""
     folder = fetch.locate(name, root)
-
-    def part(files):
-        flat = np.concatenate([np.fromfile(folder / file, np.uint8) for file in files])
-        records = flat.reshape(-1, skipped + 1 + 3072)[:, skipped:]
-        return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
-
-    return *part(train), part([test])
+    flat = [np.concatenate([np.fromfile(folder / file, np.uint8) for file in files]) for files in (train, [test])]
+    rows = [records.reshape(-1, skipped + 1 + 3072)[:, skipped:] for records in flat]
+    x, y = [r[:, 1:].reshape(-1, 3, 32, 32) for r in rows], [r[:, 0] for r in rows]
+    return x[0], y[0], (x[1], y[1])
 
 
 def _stl10(root):
     """STL-10's labelled images, 96 x 96: planes stored column by column, labels 1 to 10."""
     folder = fetch.locate("stl10", root)
-
-    def part(which):
-        images = np.fromfile(folder / f"{which}_X.bin", np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
-        return images, np.fromfile(folder / f"{which}_y.bin", np.uint8) - 1
-
-    return *part("train"), part("test")
+    x, y = ([np.fromfile(folder / f"{part}_{kind}.bin", np.uint8) for part in ("train", "test")] for kind in "Xy")
+    x = [flat.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2) for flat in x]
+    return x[0], y[0] - 1, (x[1], y[1] - 1)
 
 
 def _tiny_imagenet(root):
@@ -130,16 +120,11 @@ def _tiny_imagenet(root):
     test = [(folder / "val" / "images" / row[0], number[row[1]]) for row in rows]
     found = (len(number), len(train), sum(path.exists() for path, _ in test))
     if found != TINY_COUNTS:
-        counts = f"{found} classes, training and validation images instead of {TINY_COUNTS}"
-        raise FileNotFoundError(f"{folder} holds {counts}: delete it, then fetch it with python -m ffrlib.fetch.")
-
-    def decode(path):
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-
-    with ThreadPoolExecutor() as pool:  # the decoder lets go of the interpreter lock
-        images = [np.stack(list(pool.map(decode, [path for path, _ in part]))) for part in (train, test)]
-    return images[0], np.array([i for _, i in train]), (images[1], np.array([i for _, i in test]))
+        raise FileNotFoundError(f"{folder} holds {found} classes, training and validation images instead of "
+                                f"{TINY_COUNTS}: delete it, then fetch it with python -m ffrlib.fetch.")  # fmt: skip
+    x = [np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in part]) for part in (train, test)]
+    x = [images.transpose(0, 3, 1, 2) for images in x]
+    return x[0], np.array([i for _, i in train]), (x[1], np.array([i for _, i in test]))
 
 
 # name -> (reader giving training images, their labels and the test pair; number of classes; largest pixel value)
