@@ -87,19 +87,17 @@ class PadShortcut(nn.Module):
     def __init__(self, earlier: int, later: int, sources: tuple[int, ...] | None = None):
         super().__init__()
         first = sources.index(0) if sources and 0 in sources else max(later - earlier, 0) // 2
-        padded = (-1,) * first + tuple(range(earlier)) + (-1,) * (later - earlier - first)
-        self.sources = sources = sources or padded
-        used = [s for s in sources if s >= 0]
-        good = len(sources) == later and all(-1 <= s < earlier for s in sources) and len(set(used)) == len(used)
-        require(
-            good, "map of a shortcut", sources, f"{later} entries, each -1 or a channel below {earlier}, none twice"
-        )
-        self.padding = (first, later - earlier - first) if sources == padded else None
-        index = [
-            earlier if s < 0 else s for s in sources
-        ]  # on the CPU even where `models.rebuild` builds without memory
-        index = None if self.padding else torch.tensor(index, device="cpu")
-        self.register_buffer("index", index, persistent=False)  # not in the state dict: the layout has it
+        behind = later - earlier - first
+        padded = (-1,) * first + tuple(range(earlier)) + (-1,) * behind
+        self.sources = sources or padded
+        used = [s for s in self.sources if s >= 0]
+        good = len(self.sources) == later and min(self.sources) >= -1 and max(self.sources) < earlier
+        allowed = f"{later} entries, each -1 or a channel below {earlier}, none twice"
+        require(good and len(set(used)) == len(used), "map of a shortcut", self.sources, allowed)
+        self.padding = (first, behind) if self.sources == padded else None
+        # Not in the state dict: the layout has it. On the CPU even where `models.rebuild` builds without memory.
+        index = torch.tensor([s % (earlier + 1) for s in self.sources], device="cpu")
+        self.register_buffer("index", None if self.padding else index, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x[:, :, ::2, ::2]

@@ -19,7 +19,7 @@ class ResNetPlan:
 
     depths: tuple[int, ...]
     streams: tuple[int, ...]
-    big_stem: bool = False  # 7x7 with stride 2 and a 3x3 max pool of stride 2, projections; else 3x3 with stride 1
+    big_stem: bool = False  # 7x7 with stride 2 and a 3x3 max pool of stride 2; else 3x3 with stride 1
     init: str = "fan_out"
 
     @property
@@ -95,9 +95,10 @@ class ResNet(Net):
             for k in range(depth):
                 inner, later = next(pairs)
                 changes, shortcut = s > 0 and k == 0, nn.Identity()
-                if changes:
-                    option_a = layout.shortcut == "A"
-                    shortcut = PadShortcut(size, later, maps[s - 1]) if option_a else Projection(size, later)
+                if changes and layout.shortcut == "A":
+                    shortcut = PadShortcut(size, later, maps[s - 1])
+                elif changes:
+                    shortcut = Projection(size, later)
                 require(changes or later == size, f"width of {stage}.{k}.conv2", later, f"{size}, that of its stage")
                 blocks.append(Block(size, inner, later, 2 if changes else 1, shortcut))
                 size = later
@@ -111,7 +112,7 @@ class ResNet(Net):
     def _run(self, x: torch.Tensor, tap: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         before = self.bn1(self.conv1(x))
         x = F.relu(before)  # out of place: `before` may be a feature
-        features = [before if tap == "pre_activation" else x]
+        features = [before if tap == "pre_activation" else x] if tap else []
         if self.big_stem:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
             features = [x] if tap == "block_output" else features
