@@ -150,8 +150,10 @@ def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
     whole = {p: p.clone() for g in groups.values() for p in _gates(model, g)}
     jobs, recorded = [], {}  # (group, channel, units before the mask, [(parameter, its mask)]); module -> output
     for name, i in ((name, i) for name, kept in full.items() for i in range(len(kept))):
-        closed = removal.close(model, full | {name: torch.arange(len(full[name])) != i})
+        alone = torch.arange(len(full[name])) != i
+        closed = removal.close(model, full | {name: alone})
         cut = [(groups[other], kept) for other, kept in closed.items() if not kept.all()]
+        cut = cut or [(groups[name], alone)]  # the last channel of a layer cannot go, but it can be masked
         masks = [(p, kept.to(p).view(-1, *[1] * (p.dim() - 1))) for g, kept in cut for p in _gates(model, g)]
         jobs.append((name, i, min(place[model.get_submodule(w)] for g, _ in cut for w in g.writers), masks))
 
@@ -208,8 +210,8 @@ def scores(
 ) -> Scores:
     """Group name -> float tensor (size,): how much each channel matters by the criterion `name` of `CRITERIA`.
 
-    `images` (normalised, (N, C, H, W)) and `labels` are for the data-driven ones, `seed` for "random". ValueError for an
-    unknown name, missing images, or a net that the criterion does not fit.
+    `images` (normalised, (N, C, H, W)) and `labels` are for the data-driven ones, `seed` for "random". ValueError for
+    an unknown name, missing images, or a net that the criterion does not fit.
     """
     choose("pruning.score", name, CRITERIA)
     if name in ("flow", "loss_increase", "taylor") and (images is None or labels is None):
