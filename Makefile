@@ -67,4 +67,4 @@ data: $(ENVIRONMENT)  ## fetch CIFAR-10 (170 MB) into data/raw; other sets: pyth
 
 clean:  ## remove what can be made again (not the records, the environment or the data)
 	@rm -rf build .pytest_cache .ruff_cache .hypothesis results/cache
-	@find ffrlib tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
