@@ -54,12 +54,13 @@ AXES = PERCENT | {
 
 # -- from records to points --------------------------------------------------------------------------------------------
 def rows(records: list[dict]) -> pd.DataFrame:
-    """One row a finished record: `tables.frame_of` with shares in percent; its labels (`tables.LABELS`), of which strength
-    (of its strongest penalty), width and amount are numbers; and the record itself."""
+    """One row a finished record: `tables.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, of the
+    strongest penalty, width and amount are numbers here), the model's name and the record itself."""
     done = [r for r in records if r["status"] == "finished"]
     labels = {name: [read(r["spec"]) for r in done] for name, read in tables.LABELS.items()}
     labels["strength"] = [max(tables.strengths_of(r["spec"]), default=0.0) for r in done]
-    labels |= {"width": [r["spec"].width for r in done], "amount": [r["spec"].pruning.amount for r in done]}
+    labels |= {name: [getattr(r["spec"], name) for r in done] for name in ("width", "model")}
+    labels |= {"amount": [r["spec"].pruning.amount for r in done]}
     frame = tables.frame_of(done).assign(**labels, record=done)
     frame = frame.assign(
         macs_left_share=1 - frame["macs_removed"], parameters_left_share=1 - frame["parameters_removed"]
