@@ -23,7 +23,6 @@ from ffrlib.spec import CRITERIA, Recipe, RunSpec
 from ffrlib.training import Trainer, learning_rates, new_model, precision, train_together
 
 SHORT = {"train_size": 20000, "recipe": Recipe(epochs=15, lr=0.05, schedule="one_cycle", augment="crop_flip")}
-STEPS = range(-3, 6)  # powers of 3 around the centre
 FILE = REPOSITORY / "data" / "strengths.json"
 
 
@@ -68,6 +67,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=[*CRITERIA, *catalogue.FLOW_ARMS, "network_slimming"])
     parser.add_argument("--centre", type=float, default=3e-4, help="L1's strength at the centre")
     parser.add_argument("--push", type=float, default=0.03, help="the centre of FFR's arms and of network slimming / 100")
+    parser.add_argument("--steps", type=int, nargs=2, default=(-3, 5), help="first and last power of 3 around the centre")
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--together", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -85,7 +85,7 @@ def main() -> None:
     model = new_model(base, images.num_classes)
     for arm in given.arms:
         centre = matched_strength(model, arm, given.centre) if arm in CRITERIA else given.push / (100 if arm == "network_slimming" else 1)
-        strengths = [float(f"{centre * 3.0**k:.2g}") for k in STEPS]
+        strengths = [float(f"{centre * 3.0**k:.2g}") for k in range(given.steps[0], given.steps[1] + 1)]
         found = try_out([arm_spec(base, arm, s) for s in strengths], images, given.device, given.together)
         kept = choose_strengths(strengths, found, plain, given.count, arm in CRITERIA)
         table.setdefault(given.scale, {}).setdefault(given.net, {})[arm] = [float(f"{s * scaling:.2g}") for s in kept]

@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import tarfile
 import time
@@ -30,9 +31,10 @@ from ffrlib.pruning import budgets, criteria, removal
 from ffrlib.spec import ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, base_of, choose, key
 from ffrlib.training import Trained, Trainer, new_model, precision, stream_seed, train_together
 
-TOGETHER = {"vgg16": 2, "vgg19": 2, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2}  # on one GPU; others: 8
+TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}  # on one GPU; others: 8
+COMPILED = ("vgg16", "vgg19")  # on a GPU, from 50 epochs on: 20 s of compiling win 25 % of the time (ResNets: 10 %, not won back)
 PORTABLE = 16 * 2**20  # bytes; a larger checkpoint may stay behind when a lent machine goes back
-RETRIES = 2  # of a run whose worker process was killed
+RETRIES = 2  # after worker processes were killed, without a run finished in between
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def observer(images: data.ImageSet, dtype: torch.dtype):
     return lambda model: {"validation_accuracy": measure.accuracy(model, *images.validation, images.mean, images.std, dtype)[0]}
 
 
-def save_base(spec: RunSpec, trained: Trained, images: data.ImageSet, device, stacking: str, root, keep_weights: bool) -> dict:
+def save_base(spec: RunSpec, trained: Trained, images: data.ImageSet, device, stacking: str, root, keep_weights: bool) -> None:
     """Measures a trained net, writes its record unless it has one, and keeps its weights where a cut will need them."""
     dtype = precision(spec, device)
     if keep_weights and trained.status == "finished":
@@ -93,11 +95,12 @@ def save_base(spec: RunSpec, trained: Trained, images: data.ImageSet, device, st
         more = {"weights": published.CHECKSUMS[spec.model]} if spec.init == "published" else {}
         made = store.provenance(spec, device, dtype, stacking, images.digest, trained.seconds, **more)
         store.save(spec, trained.status, trained.curve, metrics, made, root)
-    return {"status": trained.status}
+    cache_path("checkpoints", spec, root).unlink(missing_ok=True)
 
 
-def run_pruned(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, images: data.ImageSet, device, root=None) -> str:
-    """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record; returns its status."""
+def run_pruned(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, images: data.ImageSet, device, root=None,
+               deadline: float = math.inf) -> None:  # fmt: skip
+    """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record, unless time runs out."""
     start, p, dtype = time.monotonic(), spec.pruning, precision(spec, device)
     model = model.to(device, memory_format=torch.channels_last).eval()
     test = lambda net: measure.accuracy(net, *images.test, images.mean, images.std, dtype)[0]  # noqa: E731
@@ -131,7 +134,9 @@ def run_pruned(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, images
             cut = models.build(layout.name, layout.num_classes, layout.shortcut, layout.widths, layout.maps)
     if p.after == "scratch" or p.epochs:
         trainer = Trainer(small, images, device, model=cut, masks=masks, observe=observer(images, dtype))
-        trained = train_together([trainer])[0]
+        trained = train_together([trainer], deadline=deadline, must_finish=True)[0]
+        if trained.status == "paused":
+            return
         cut, status, curve = trained.model, trained.status, trained.curve
     if status == "finished":
         metrics |= {"test_accuracy": test(cut), "validation_accuracy": validate(cut)}
@@ -139,44 +144,41 @@ def run_pruned(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, images
         metrics |= {"failure": trained.failure}
     made = store.provenance(spec, device, dtype, "one", images.digest, time.monotonic() - start)
     store.save(spec, status, curve, metrics, made, root)
-    return status
 
 
-def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads: int = 0, deadline: float = math.inf) -> list[str]:
-    """One base run and the cuts that start from it, one after the other; returns the statuses of the records written."""
+def needs_training(base: RunSpec, cuts: list[RunSpec], root) -> bool:
+    """Whether a base has no record yet, or is to be cut and its weights are gone."""
+    known = store.lookup(base, root)
+    return known is None or (bool(cuts) and known["status"] == "finished" and not cache_path("weights", base, root).exists())
+
+
+def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads: int = 0, deadline: float = math.inf) -> None:
+    """One base run and the cuts that start from it, one after the other."""
     if threads:
         torch.set_num_threads(threads)
+    if time.monotonic() > deadline:
+        return
     images = load_images(base.data, base.train_size, str(device), base.init)
-    weights, statuses = cache_path("weights", base, root), []
-    known = store.lookup(base, root)
-    if known is None or (cuts and known["status"] == "finished" and not weights.exists()):
-        checkpoint = cache_path("checkpoints", base, root)
-        model = starting_model(base, images) if base.init == "published" else None
-        trainer = Trainer(base, images, device, model=model, observe=observer(images, precision(base, device)))
-        trained = train_together([trainer], [checkpoint], deadline=deadline, must_finish=not portable(base))[0]
+    if needs_training(base, cuts, root):
+        path = cache_path("checkpoints", base, root)
+        trainer = Trainer(base, images, device, starting_model(base, images), observe=observer(images, precision(base, device)))
+        trained = train_together([trainer], [path], deadline=deadline, must_finish=not portable(base))[0]
         if trained.status == "paused":
-            return ["paused"]
+            return
         save_base(base, trained, images, device, "one", root, bool(cuts))
-        checkpoint.unlink(missing_ok=True)
-        if known is None:
-            statuses.append(trained.status)
-    return statuses + run_cuts(base, cuts, images, device, root, deadline)
+    run_cuts(base, cuts, images, device, root, deadline)
 
 
-def run_cuts(base: RunSpec, cuts: list[RunSpec], images, device, root, deadline: float) -> list[str]:
+def run_cuts(base: RunSpec, cuts: list[RunSpec], images, device, root, deadline: float) -> None:
     """The cuts of one base whose record and weights are stored; a base that diverged cannot be cut."""
-    statuses, record = [], store.lookup(base, root)
+    record = store.lookup(base, root)
     for spec in cuts:
         if record["status"] != "finished":
             made = store.provenance(spec, device, precision(spec, device), "one", images.digest, 0.0)
             store.save(spec, "diverged", {}, {"failure": record["metrics"].get("failure")}, made, root)
-            statuses.append("diverged")
-        elif time.monotonic() > deadline:
-            statuses.append("paused")
-        else:
+        elif time.monotonic() < deadline:
             model = removal.load_pruned(cache_path("weights", base, root))
-            statuses.append(run_pruned(spec, model, record["metrics"], images, device, root))
-    return statuses
+            run_pruned(spec, model, record["metrics"], images, device, root, deadline)
 
 
 def portable(spec: RunSpec) -> bool:
@@ -204,11 +206,12 @@ def jobs_of(specs: list[RunSpec], root=None) -> tuple[list[tuple[RunSpec, list[R
     return list(jobs.items()), reused
 
 
-def on_cores(jobs, root, workers: int, threads: int, deadline: float, bar) -> list[str]:
-    """Runs jobs as processes; one whose process was killed is tried again."""
-    statuses, waiting, tries = [], list(jobs), {}
+def on_cores(jobs, root, workers: int, threads: int, deadline: float, bar) -> None:
+    """Runs jobs as processes; those whose process was killed are tried again, from their checkpoints."""
+    waiting, tries = list(jobs), 0
     while waiting:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # Ctrl-C reaches the whole process group: the parent alone answers it.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             running = {pool.submit(run_job, base, cuts, root, "cpu", threads, deadline): (base, cuts) for base, cuts in waiting}
             waiting = []
             try:
@@ -217,53 +220,51 @@ def on_cores(jobs, root, workers: int, threads: int, deadline: float, bar) -> li
                     for future in done:
                         base, cuts = running.pop(future)
                         try:
-                            statuses += future.result()
+                            future.result()
                             bar.update(1)
+                            tries = 0
                         except BrokenProcessPool:
-                            tries[base] = tries.get(base, 0) + 1
-                            if tries[base] > RETRIES:
-                                raise RuntimeError(f"the worker of run {key(base)} (seed {base.seed}) was killed {tries[base]} times, "
-                                                   "perhaps for lack of memory; use fewer workers") from None  # fmt: skip
-                            left = [c for c in cuts if store.lookup(c, root) is None]
-                            waiting.append((base, left))
+                            waiting.append((base, [c for c in cuts if store.lookup(c, root) is None]))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
                 raise
-    return statuses
+        tries += bool(waiting)
+        if tries > RETRIES:
+            raise RuntimeError(f"worker processes were killed {tries} times without finishing a run, perhaps for lack of memory; "
+                               f"use fewer workers ({len(waiting)} runs are left, among them {key(waiting[0][0])})")  # fmt: skip
 
 
-def on_gpu(jobs, root, device: str, together: int, deadline: float, bar) -> list[str]:
+def on_gpu(jobs, root, device: str, together: int, deadline: float, bar) -> None:
     """Runs jobs in groups of equal data, net and recipe, each group at once on the card."""
-    statuses, waiting = [], list(jobs)
+
+    def shape(spec: RunSpec) -> tuple:
+        return spec.data, spec.train_size, spec.model, spec.shortcut, spec.width, spec.init, spec.recipe
+
+    def report(trainer: Trainer) -> None:
+        bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
+
+    waiting = list(jobs)
     while waiting and time.monotonic() < deadline:
         first = waiting[0][0]
-        shape = lambda s: (s.data, s.train_size, s.model, s.shortcut, s.width, s.init, s.recipe)  # noqa: E731
         group = [job for job in waiting if shape(job[0]) == shape(first)][: together or TOGETHER.get(first.model, 8)]
         waiting = [job for job in waiting if job not in group]
         images = load_images(first.data, first.train_size, device, first.init)
-        observe = observer(images, precision(first, device))
-        new = [base for base, cuts in group if store.lookup(base, root) is None or (cuts and not cache_path("weights", base, root).exists())]
-        trainers = [Trainer(s, images, device, model=starting_model(s, images) if s.init == "published" else None, observe=observe) for s in new]
-        paths = [cache_path("checkpoints", s, root) for s in new]
-        report = lambda t: bar.set_postfix_str(f"{t.spec.model} epoch {t.epoch}/{t.spec.recipe.epochs}, {len(new)} at once", refresh=False)  # noqa: E731
+        observe, compiled = observer(images, precision(first, device)), first.model in COMPILED and first.recipe.epochs >= 50
+        new = [job for job in group if needs_training(*job, root)]
+        trainers = [Trainer(s, images, device, starting_model(s, images), observe=observe, compiled=compiled) for s, _ in new]
+        paths = [cache_path("checkpoints", base, root) for base, _ in new]
         trained = train_together(trainers, paths, deadline=deadline, report=report, must_finish=not portable(first))
-        ended = {}
-        for spec, path, result in zip(new, paths, trained):
-            ended[spec] = result.status
+        for (base, cuts), result in zip(new, trained):
             if result.status != "paused":
-                known = store.lookup(spec, root) is not None
-                save_base(spec, result, images, device, f"streams:{len(new)}", root, any(cuts for b, cuts in group if b == spec))
-                path.unlink(missing_ok=True)
-                statuses += [] if known else [result.status]
-        del trainers, trained
+                save_base(base, result, images, device, f"streams:{len(new)}" + " compiled" * compiled, root, bool(cuts))
+        trainers, trained, result = [], [], None  # gives the card's memory back
         torch.cuda.empty_cache()
         for base, cuts in group:
-            if ended.get(base) == "paused":
-                statuses.append("paused")
-            else:
-                statuses += run_cuts(base, cuts, images, device, root, deadline)
+            if not needs_training(base, cuts, root):
+                run_cuts(base, cuts, images, device, root, deadline)
                 bar.update(1)
-    return statuses + ["paused"] * sum(1 + len(cuts) for _, cuts in waiting)
 
 
 def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, device: str = "", minutes: float = math.inf,
@@ -277,29 +278,28 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     """
     deadline = time.monotonic() + 60 * minutes
     jobs, reused = jobs_of(specs, root)
-    count = sum(len(cuts) + (store.lookup(base, root) is None) for base, cuts in jobs)
+    missing = [spec for base, cuts in jobs for spec in ([base] if store.lookup(base, root) is None else []) + cuts]
     if not device:
         device = "cuda" if torch.cuda.is_available() and any(base.scale == "paper" for base, _ in jobs) else "cpu"
     choose("device", device, ("cpu", "cuda"))
     if not jobs or os.environ.get("FFR_TRAIN") == "never":
-        return note(Summary(reused, missing=count))
+        return note(Summary(reused, missing=len(missing)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with tqdm(total=len(jobs), desc=f"runs on {device}", unit="run", disable=not progress, smoothing=0.05) as bar:
             if device == "cuda":
-                statuses = on_gpu(jobs, root, device, together, deadline, bar)
+                on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
                 threads = 1 if jobs[0][0].scale == "quick" else cores
-                statuses = run_job(*jobs[0], root, device, threads, deadline)
+                run_job(*jobs[0], root, device, threads, deadline)
                 bar.update(1)
             else:
-                statuses = on_cores(jobs, root, min(workers or cores, len(jobs)), 1, deadline, bar)
+                on_cores(jobs, root, min(workers or cores, len(jobs)), 1, deadline, bar)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RuntimeError(f"out of memory ({str(error).splitlines()[0]}); use fewer workers, or --together 1 on a GPU; "
                            "finished records are kept") from None  # fmt: skip
-    paused = statuses.count("paused")
-    done = len(statuses) - paused
-    return note(Summary(reused, done, statuses.count("diverged"), count - done))
+    made = [record["status"] for record in (store.lookup(spec, root) for spec in missing) if record]
+    return note(Summary(reused, len(made), made.count("diverged"), len(missing) - len(made)))
 
 
 def note(summary: Summary) -> Summary:
@@ -326,6 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ffrlib.run", description="Run what has no record yet.")
     parser.add_argument("--scale", default="quick", help="quick, laptop or paper")
     parser.add_argument("--experiment", default="", help="only this experiment of the catalogue")
+    parser.add_argument("--model", default="", help="only runs of this net")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly before this many minutes")
     parser.add_argument("--device", default="", help="cpu or cuda; default: a GPU for the paper scale where there is one")
     parser.add_argument("--workers", type=int, default=0, help="processes on a CPU; default: one a core")
@@ -337,7 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
         specs = catalogue.specs(given.scale, given.experiment or None)
         if given.plan:
             return print(catalogue.plan(given.scale, given.experiment or None, given.workers))
-        specs = [s for s in specs if not (given.out and store.lookup(s) is not None)]
+        specs = [s for s in specs if given.model in ("", s.model) and not (given.out and store.lookup(s) is not None)]
         summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together)
         if given.out:
             pack(given.out, given.out, "records.tar.gz", "runs", "*/*/*.json")
