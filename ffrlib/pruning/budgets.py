@@ -124,9 +124,7 @@ def choose_keep(
             fits, over = (probe, over) if loss(cut(probe)[0]) < limit else (fits, probe)
         return cut(fits)
     count = partial(SHARES[budget], model, image_shape)
-    limit = (
-        count(full) * (1 - amount) * (1 + 1e-12)
-    )  # the factor: a share that is met exactly must not fail by rounding
+    limit = count(full) * (1 - amount) * (1 + 1e-12)  # a share that is met exactly must not fail by rounding
     if count(cut(len(order))[0]) > limit:
         most = 1 - count(cut(len(order))[0]) / count(full)
         raise ValueError(f"pruning.amount is {amount!r}; allowed for {budget} here: at most {most:.4f}.")
