@@ -37,12 +37,13 @@ def build(name: str, num_classes: int = 10, shortcut: str | None = None, widths=
 
 
 def rebuild(layout: Layout, state: dict[str, torch.Tensor], channels_last: bool = False) -> nn.Module:
-    """The net of `layout` with copies of the tensors of `state`, in their dtype, on their device."""
-    with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
+    """The net of `layout` with the tensors of `state`, in their dtype, on their device."""
+    with torch.random.fork_rng(devices=[]):  # the first weights are thrown away: they use up no random numbers
         model = build(**asdict(layout))
-    model.load_state_dict({k: v.clone(memory_format=torch.contiguous_format) for k, v in state.items()}, assign=True)
-    device = next(model.parameters()).device
-    return model.to(device, memory_format=torch.channels_last if channels_last else None)
+    weight = next(iter(state.values()))
+    model.to(weight.device, weight.dtype, memory_format=torch.channels_last if channels_last else None)
+    model.load_state_dict(state)
+    return model
 
 
 def scaled_widths(name: str, factor: float, shortcut: str | None = None) -> tuple[int, ...]:

@@ -95,9 +95,8 @@ class PadShortcut(nn.Module):
         allowed = f"{later} entries, each -1 or a channel below {earlier}, none twice"
         require(good and len(set(used)) == len(used), "map of a shortcut", self.sources, allowed)
         self.padding = (first, behind) if self.sources == padded else None
-        # Not in the state dict: the layout has it. On the CPU even where `models.rebuild` builds without memory.
-        index = torch.tensor([s % (earlier + 1) for s in self.sources], device="cpu")
-        self.register_buffer("index", None if self.padding else index, persistent=False)
+        index = None if self.padding else torch.tensor([s % (earlier + 1) for s in self.sources])
+        self.register_buffer("index", index, persistent=False)  # not in the state dict: the layout has it
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x[:, :, ::2, ::2]
