@@ -28,8 +28,8 @@ COUNTS = [
     ("vgg11_small_bn", None, 612_810, None, 576_432),
     ("resnet18_small", None, 177_362, None, 175_512 - 2_688),  # the papers' number holds the three 1x1 projections
     ("resnet34_small", None, 336_114, None, 333_336 - 2_688),
-    # by hand: 9 (16 + 3 * 16^2 + 16 * 32 + 32^2) weights, 2 * (4 * 16 + 2 * 32) of batch norm, 32 * 10 + 10 linear
-    ("digits_cnn", None, 20_880 + 256 + 330, 64 * 9 * (16 + 3 * 256) + 16 * 9 * (512 + 1024) + 320, 20_880),
+    # by hand: 9 (16 + 4 * 16^2 + 16 * 32) weights, 2 (5 * 16 + 32) of batch norm, 32 * 10 + 10 of the linear layer
+    ("digits_cnn", None, 13_968 + 224 + 330, 9 * (64 * 16 + 16 * 4 * 256 + 4 * 512) + 320, 13_968),
 ]
 EVERY = [(name, s) for name in models.NAMES for s in (("A", "B") if name in models.CIFAR_RESNETS else (None,))]
 THIN = [(name, s) for name, s in EVERY if name not in ("resnet110", "vgg19")]
@@ -129,7 +129,7 @@ FLOWS = [
     ("resnet20", "B", "post_activation", 19, 16, 13),
     ("resnet56", "A", "block_output", 28, 25, 22),
     ("resnet18_small", None, "block_output", 9, 5, 1),
-    ("digits_cnn", None, "post_activation", 6, 4, 2),
+    ("digits_cnn", None, "post_activation", 6, 3, 2),
 ]
 
 
@@ -265,7 +265,7 @@ def test_layout_rebuilds_any_width(which, factor, classes):
 
 
 def test_scaled_widths():
-    assert models.scaled_widths("digits_cnn", 1) == (16, 16, 16, 16, 32, 32)
+    assert models.scaled_widths("digits_cnn", 1) == (16, 16, 16, 16, 16, 32)
     assert models.scaled_widths("alexnet_small", 0.25) == (2, 4, 8, 4, 4)
     assert models.scaled_widths("alexnet_small", 0.0625) == (1, 1, 2, 1, 1)  # half rounds up, never to nothing
     assert models.scaled_widths("resnet20", 2, "A")[::6] == (32, 32, 64, 128)
