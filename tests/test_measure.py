@@ -18,9 +18,9 @@ from ffrlib.regularizers import flow
 KEYS = {
     "test_accuracy", "validation_accuracy", "test_loss", "zeroed_test_accuracy", "unstructured_sparsity",
     "zero_kernels", "zero_channels", "removable_channels", "silent_channels", "layer_sparsity", "layer_silent",
-    "parameters", "macs", "parameters_left", "macs_left", "threshold_sweep",
-    "removable_weight_share", "removable_channel_share", "cut_30_test_accuracy", "cut_50_test_accuracy", "flow_length", "flow_curvature", "straightness", "turning_angle",
-    "activation_mean",
+    "parameters", "macs", "parameters_left", "macs_left", "threshold_sweep", "removable_weight_share",
+    "removable_channel_share", "cut_30_test_accuracy", "cut_50_test_accuracy", "flow_length", "flow_curvature",
+    "straightness", "turning_angle", "activation_mean",
 }  # fmt: skip
 
 
