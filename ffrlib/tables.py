@@ -7,6 +7,7 @@ accuracies in percent, latencies in milliseconds. `python -m ffrlib.tables --sca
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from scipy import stats
 
 from ffrlib import catalogue, models, store
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
-from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, base_of, choose, key
+from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, choose, key
 
 NOT_RUN, NOT_REACHED = "not run", "not reached"
 TARGETS, HELD = (0.3, 0.5, 0.7, 0.9), 1.0  # sparsities to compare at; points of validation accuracy a choice may cost
@@ -49,6 +50,12 @@ LABELS = {  # label column -> how it is read off a spec
 }  # fmt: skip
 
 
+@functools.cache
+def t_quantile(n: int) -> float:
+    """The 97.5 % quantile of Student's t for the mean of n values."""
+    return float(stats.t.ppf(0.975, n - 1))
+
+
 # -- statistics --------------------------------------------------------------------------------------------------------
 def interval(values) -> tuple[float, float, float]:
     """(mean, low, high): 95 % interval of the mean, Student's t up to 30 values, percentile bootstrap (10,000 draws,
@@ -60,7 +67,7 @@ def interval(values) -> tuple[float, float, float]:
     if len(x) > 30:
         draws = np.random.default_rng(0).choice(x, (10_000, len(x))).mean(axis=1)
         return mean, float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+    half = t_quantile(len(x)) * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
     return mean, mean - half, mean + half
 
 
@@ -88,7 +95,7 @@ def aggregate(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.Data
 def accuracy_at_sparsity(arm, target: float, x="unstructured_sparsity", y="zeroed_test_accuracy") -> pd.Series:
     """Accuracy `y` of each seed (index) where its sparsity `x` is `target`, linear between neighbouring runs.
 
-    `arm`: frame of finished runs at several strengths. Empty unless every seed's own range contains the target: nothing is
+    `arm`: frame of finished runs at several strengths. Empty unless each seed's own range has the target: nothing is
     extrapolated, and a mean over some of the seeds is not shown for all.
     """
     found = {}
@@ -128,10 +135,15 @@ def counterpart(criterion: str) -> str:
     return criterion.split("squared_")[-1].split("square_rooted_")[-1] if criterion.startswith("hierarchical_") else ""
 
 
+@functools.lru_cache(maxsize=4096)  # making a spec validates it, which costs milliseconds
 def plain_of(spec: RunSpec) -> RunSpec:
     """The same net and recipe without penalties and cut."""
     bare = RunSpec()
     return replace(spec, weight=bare.weight, flow=bare.flow, activation=bare.activation, pruning=bare.pruning)
+
+
+def uncut(spec: RunSpec) -> bool:
+    return spec.pruning.score == "none"
 
 
 def unseeded(name: str, scale: str) -> list[RunSpec]:
@@ -145,7 +157,7 @@ def arms(specs: list[RunSpec]) -> dict[tuple[RunSpec, str], list[str]]:
     """(plain run, arm and grouping) -> the keys of its strengths, for the runs that are not cut, in the order given."""
     found: dict[tuple[RunSpec, str], list[str]] = {}
     for spec in specs:
-        if spec == base_of(spec):
+        if uncut(spec):
             name = arm_of(spec) + " by neuron" * (spec.weight.grouping == "neuron")
             found.setdefault((plain_of(spec), name), []).append(key(spec))
     return found
@@ -215,31 +227,31 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
     specs, papers = unseeded(name, scale), published()
     if wrong := {r["scale"] for r in records} - {scale}:
         raise ValueError(f"the records' scale is {', '.join(sorted(wrong))}; allowed: only {scale} in its tables.")
-    frame, uncut = frame_of(records), [s for s in specs if s == base_of(s)]
+    frame, bases, cuts = frame_of(records), [*filter(uncut, specs)], [s for s in specs if not uncut(s)]
     if name == "1_hgsr_criteria":
-        return {"strengths": with_chosen(uncut, frame, SPARSE), "equal_sparsity": equal_sparsity(uncut, frame)}
+        return {"strengths": with_chosen(bases, frame, SPARSE), "equal_sparsity": equal_sparsity(bases, frame)}
     if name == "2_hgsr_structure":
         labels = ["net", "width", "arm", "grouping", "strength"]
         convolutions = models.counted_convolutions(models.build(specs[0].model, shortcut=specs[0].shortcut))
         layers = [f"layer_{k}" for k in range(1, len(convolutions) + 1)]
-        return {"structure": cells(uncut, frame, labels, SPARSE), "layers": cells(uncut, frame, labels, layers)}
+        return {"structure": cells(bases, frame, labels, SPARSE), "layers": cells(bases, frame, labels, layers)}
     if name in ("3_hgsr_pruning", "5_ffr_pruning"):
         own = papers["method"].str.startswith("HGSR")
-        cut = cells([s for s in specs if s != base_of(s)], frame, [*ARM, "score", "amount"], PRUNED)
+        cut = cells(cuts, frame, [*ARM, "score", "amount"], PRUNED)
         paper = papers[own] if name == "3_hgsr_pruning" else papers[~own & papers["pruned_accuracy"].notna()]
-        return {"before_cut": cells(uncut, frame, ARM, FLOW), "cut": cut, "published": paper}
+        return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": paper}
     if name == "4_ffr_flow":
-        usual = [s for s in uncut if plain_of(s) in catalogue.BASES[scale].values()]
-        varied = {(arm_of(s), *strengths_of(s)) for s in uncut if s not in usual}
-        recipes = [s for s in uncut if (arm_of(s), *strengths_of(s)) in varied]
+        usual = [s for s in bases if plain_of(s) in catalogue.BASES[scale].values()]
+        varied = {(arm_of(s), *strengths_of(s)) for s in bases if s not in usual}
+        recipes = [s for s in bases if (arm_of(s), *strengths_of(s)) in varied]
         recipes = cells(recipes, frame, ["epochs", "weight_decay", *ARM], FLOW)
         return {"strengths": with_chosen(usual, frame, FLOW), "recipes": recipes}
-    return {"readings" if name == "6_ffr_readings" else "together": cells(uncut, frame, [*ARM, "reading"], FLOW)}
+    return {"readings" if name == "6_ffr_readings" else "together": cells(bases, frame, [*ARM, "reading"], FLOW)}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 def text(column: str, value) -> str:
-    """One cell: text and whole numbers as they are, accuracies with 2 decimals, from 100 on whole, others to 4 digits."""
+    """One cell: text and whole numbers as they are, accuracies with 2 decimals, others to 4 digits or whole."""
     if not isinstance(value, float) or math.isnan(value):
         return "" if value != value else str(value)
     value = 0.0 if abs(value) < 1e-12 else value  # what is left of a difference of equal numbers depends on the machine

@@ -1,0 +1,345 @@
+"""Verdicts on the claims H1-H4 and F1-F4 by the rules of docs/protocol.md, and the numbers that prose may cite.
+
+`python -m ffrlib.verdicts` writes results/verdicts.md, verdicts.json and values.json, and refreshes the numbers in
+prose, written `<!--value:NAME-->98.3<!--/value-->`. All effects are in points: of accuracy, or of a share in percent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ffrlib import catalogue, store, tables
+from ffrlib.files import REPOSITORY, results_folder, write_atomically
+from ffrlib.spec import CRITERIA, SCALES, RunSpec, base_of, key
+
+LEVEL, PAIRS, MOST = 0.025, 5, 100  # one-sided level of a test, fewest pairs that decide, most seeds worth naming
+SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
+WEIGHTS, CHANNELS = tables.BOTH
+HIERARCHICAL = [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH]
+FLOW = [(arm, "control", m, arm == "both") for arm in ("both", "length", "curvature") for m in tables.BOTH]
+UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("cifar100", "tiny_imagenet")),
+           ("H4", "resnet18_tiny", "tiny_imagenet")]  # fmt: skip
+SHARES = ("_share", "_channels", "_sparsity", "_removed", "_kernels")  # how the names of metrics end that are shares
+PROSE = ("README.md", "docs/*.md", "notebooks/*.ipynb", "notebooks/*/*.ipynb", "teaching/*.md")
+VALUE = re.compile(r"<!--value:([^>]+?)-->(.*?)<!--/value-->")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: differences in points by seed, the limits (b, m), the keys of both arms ("" for none)."""
+
+    name: str
+    differences: pd.Series
+    limits: tuple[float, float]
+    keys: tuple[str, ...]
+    decides: bool = True
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+def p_value(differences, boundary: float, above: bool) -> float:
+    """One-sided t test: small where the mean is `above` (else below) `boundary`. Without spread 0 or 1, by the side."""
+    x = (np.asarray(differences, dtype=float) - boundary) * (1 if above else -1)
+    if len(x) < 2 or np.ptp(x) < 1e-9:
+        return 0.0 if len(x) > 1 and x[0] > 1e-9 else 1.0
+    return float(stats.t.sf(x.mean() / (x.std(ddof=1) / math.sqrt(len(x))), len(x) - 1))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the order given."""
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[k]))
+        adjusted[k] = running
+    return adjusted
+
+
+def seeds_needed(x: np.ndarray, limits: tuple[float, float], parts: int) -> int:
+    """Seeds that an undecided part still needs: up to 5, then to pass the first step of Holm's correction at the
+    present mean and spread; `MOST` + 1 stands for more than `MOST`."""
+    if len(x) < PAIRS:
+        return PAIRS - len(x)
+    distance, spread = abs(x.mean() - limits[0 if x.mean() >= limits[1] else 1]), x.std(ddof=1)
+    enough = (k for k in range(1, MOST + 1)
+              if distance * math.sqrt(len(x) + k) > spread * stats.t.isf(LEVEL / parts, len(x) + k - 1))  # fmt: skip
+    return next(enough, MOST + 1)
+
+
+def judge(parts: list[Part]) -> list[dict]:
+    """Each part's mean, interval, n, Holm-corrected verdict and the seeds it still needs."""
+    up = holm([p_value(p.differences, p.limits[0], True) for p in parts])
+    down = holm([p_value(p.differences, p.limits[1], False) for p in parts])
+    out = []
+    for part, p_up, p_down in zip(parts, up, down):
+        x = part.differences.to_numpy(dtype=float)
+        mean, low, high = (None if math.isnan(v) else round(v, 3) for v in tables.interval(x))
+        verdict = "undecided"
+        if len(x) >= PAIRS:
+            good = p_up < LEVEL and x.mean() >= part.limits[1]
+            verdict = "supported" if good else "not supported" if p_down < LEVEL else verdict
+        needed = seeds_needed(x, part.limits, len(parts))
+        out.append({"part": part.name, "decides": part.decides, "verdict": verdict, "at_least": part.limits[1],
+                    "mean": mean, "low": low, "high": high, "n": len(x), "p_above": f"{p_up:.2g}",
+                    "p_below": f"{p_down:.2g}", "seeds_needed": needed if verdict == "undecided" else 0,
+                    "records": [k for k in part.keys if k]})  # fmt: skip
+    return out
+
+
+def conclude(claim: str, judged: list[dict]) -> str:
+    """Supported if all deciding parts are, not supported if one is not, else undecided. H2: see `crossing`."""
+    found = [j["verdict"] for j in judged if j["decides"]]
+    if claim == "H2":
+        crossed = any(a == b == "supported" for a, b in zip(found[::2], found[1::2]))
+        leads = [j["verdict"] == "supported" for j in judged if not j["decides"]]
+        return "supported" if crossed else "not supported" if len(leads) > 1 and all(leads) else "undecided"
+    if "not supported" in found:
+        return "not supported"
+    return "supported" if set(found) == {"supported"} else "undecided"
+
+
+def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dict:
+    """The verdict on a claim for one net and set at one scale; its effect is that of the weakest part that decides."""
+    judged = judge(parts)
+    verdict = conclude(claim, judged)
+    deciding = [j for j in judged if j["decides"]] or judged
+    weakest = min(deciding, key=lambda j: (j["n"] > 0, (j["mean"] or 0) - j["at_least"]), default=None)
+    waiting = [j for j in deciding if j["verdict"] == "undecided"]
+    seeds = max((j["seeds_needed"] for j in waiting), default=PAIRS) if verdict == "undecided" else 0
+    arms = {k for j in waiting for k in j["records"]}
+    effect = weakest and {n: weakest[n] for n in ("part", "mean", "low", "high", "n")}
+    return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
+            "rule": f"docs/protocol.md, {claim}", "seeds_needed": seeds, "runs_needed": seeds * max(2, len(arms)),
+            "parts": judged, "records": sorted({k for j in judged for k in j["records"]})}  # fmt: skip
+
+
+# -- the parts of each claim -------------------------------------------------------------------------------------------
+def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
+    """A metric of the finished runs with this key, in points, by seed."""
+    rows = frame[(frame["key"] == cell) & (frame["status"] == "finished")].set_index("seed").sort_index()
+    return rows[column] * (1 if "accuracy" in column else 100)
+
+
+def compare(frame, first: str, second: str, column: str, limits, name: str, decides: bool = True) -> Part:
+    """The part `first` - `second` (keys) in one metric, paired by seed."""
+    differences = (by_seed(frame, first, column) - by_seed(frame, second, column)).dropna()
+    return Part(name, differences, limits, (first, second), decides)
+
+
+def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, experiment: str, pairs) -> list[Part]:
+    """H1, F1, F2, F4: (arm, other arm, sparsity, decides), each arm at its chosen strength."""
+    by_arm, plain = tables.arms(tables.unseeded(experiment, base.scale)), frame[frame["key"] == key(base)]
+
+    def chosen(arm: str, measure: str) -> str:
+        runs = frame[frame["key"].isin(by_arm.get((base, arm), ()))]
+        return key(base) if arm == "plain" else tables.chosen_strength(runs, plain, measure) or ""
+
+    return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in pairs]
+
+
+def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
+    """H2, arms at their middle strengths: for every two contexts (net and width) whose best arms among those that both
+    ran differ, the lead of each in its own context. Where one arm is best in all contexts, its leads (not deciding)."""
+    by_arm, contexts = {}, {}
+    for name in ("1_hgsr_criteria", "2_hgsr_structure"):
+        for place, keys in tables.arms(tables.unseeded(name, scale)).items():
+            by_arm.setdefault(place, catalogue.middle(keys)[0])
+    for (plain, arm), cell in by_arm.items():
+        runs = frame[frame["key"] == cell]
+        if arm != "plain" and tables.chosen_strength(runs, frame[frame["key"] == key(plain)], WEIGHTS):
+            contexts.setdefault(plain, {})[arm] = runs[WEIGHTS].mean()
+
+    def lead(plain, first, second, decides=True):
+        name = f"{first} - {second}, {plain.model} width {plain.width:g}"
+        return compare(frame, by_arm[plain, first], by_arm[plain, second], WEIGHTS, SPARSER, name, decides)
+
+    parts, tops = [], []
+    for p, q in combinations(contexts, 2):
+        common = set(contexts[p]) & set(contexts[q])
+        if len(common) > 1:
+            (a, a2), (b, b2) = (sorted(common, key=lambda arm: (-contexts[c][arm], arm))[:2] for c in (p, q))
+            parts += [lead(p, a, b), lead(q, b, a)] if a != b else []
+            tops += [(p, a, a2), (q, b, b2)]
+    same = len({best for _, best, _ in tops}) == 1
+    return parts + [lead(*top, decides=False) for top in dict.fromkeys(tops) if same]
+
+
+def best_cut(frame: pd.DataFrame, cells: list[str]) -> str:
+    """Key of the cut with the best mean validation accuracy after fine-tuning, without a diverged run; "" for none."""
+    means = frame[frame["key"].isin(cells)].groupby("key")["validation_accuracy"].agg(lambda v: v.mean(skipna=False))
+    return means.idxmax() if means.notna().any() else ""
+
+
+def cut_by_loss(frame: pd.DataFrame, claim: str, scale: str) -> list[Part]:
+    """H3 and H4: the share of parameters that loss increase removes, and what it costs."""
+    share, limits = (0.5, NOT_LOST) if claim == "H3" else (0.34, AT_LEAST)
+    specs = tables.unseeded("3_hgsr_pruning", scale)
+    start = next((s for s in specs if s.weight.name == catalogue.HSQ_GL12), None)
+    cuts = [key(s) for s in specs if start and s != start and base_of(s) == start]
+    removed = frame[frame["key"].isin(cuts)].groupby("key")["parameters_removed"].mean().dropna()
+    cell = best_cut(frame, list(removed[removed > share].index)) or (removed.idxmax() if len(removed) else "")
+    before, plain, what = key(start) if start else "", key(specs[0]), "parameters_removed"
+    parts = [Part(f"{what}, more than {share:g}", by_seed(frame, cell, what), (100 * share,) * 2, (cell,)),
+             compare(frame, cell, plain, "test_accuracy", limits, "test accuracy, cut - plain"),
+             compare(frame, before, plain, "zero_channels", SPARSER, "zero channels, penalised - plain")]  # fmt: skip
+    return parts if claim == "H3" else parts[:2]
+
+
+def against_baselines(frame: pd.DataFrame, base: RunSpec) -> list[Part]:
+    """F3: pruned FFR nets against baselines of our own harness and, at scale paper, published changes of accuracy."""
+    specs, papers, parts = tables.unseeded("5_ffr_pruning", base.scale), tables.published(), []
+    cuts = [s for s in specs if not tables.uncut(s) and tables.plain_of(s) == base]
+    papers = papers[(papers["dataset"] == base.data) & (papers["model"] == base.model) & (base.scale == "paper")]
+    better = ("bn_scale", "l1_norm")
+    others = {"plain net by L1": ("plain", ("l1_norm",)), "geometric median": ("plain", ("geometric_median",)),
+              "random": ("plain", ("random",)), "network slimming": ("network_slimming", better),
+              "group lasso": ("group_lasso", better), "from scratch": ("plain", ("l1_norm",), "scratch")}  # fmt: skip
+
+    def best(amount: float, arm: str, scores, after: str = "finetune") -> str:
+        ways = [s for s in cuts if tables.arm_of(s) == arm and (s.pruning.amount, s.pruning.after) == (amount, after)]
+        return best_cut(frame, [key(s) for s in ways if s.pruning.score in scores])
+
+    for amount in sorted({s.pruning.amount for s in cuts}):
+        ours = best(amount, "both", better)
+        for name, other in others.items():
+            title = f"FFR - {name}, {amount:g} of the MACs removed"
+            parts.append(compare(frame, ours, best(amount, *other), "test_accuracy", NOT_LOST, title))
+        near = (papers["macs_removed_pct"] - by_seed(frame, ours, "macs_removed").mean()).abs() <= 5
+        changes = papers[near]["accuracy_change"].dropna()
+        if len(changes):
+            title = f"FFR's change - median of {len(changes)} published, {amount:g} of the MACs removed"
+            own = compare(frame, ours, key(base), "test_accuracy", NOT_LOST, title)
+            parts.append(replace(own, differences=own.differences - changes.median()))
+    return parts
+
+
+def parts_of(claim: str, base: RunSpec, frame: pd.DataFrame) -> list[Part]:
+    """The comparisons that a claim asks for on one net (H2: on all nets of its scale)."""
+    equal = lambda experiment, pairs: at_equal_accuracy(frame, base, experiment, pairs)  # noqa: E731
+    return {
+        "H1": lambda: equal("1_hgsr_criteria", HIERARCHICAL),
+        "H2": lambda: crossing(frame, base.scale),
+        "H3": lambda: cut_by_loss(frame, "H3", base.scale),
+        "H4": lambda: cut_by_loss(frame, "H4", base.scale),
+        "F1": lambda: equal("4_ffr_flow", [("both", "plain", WEIGHTS, True)]),
+        "F2": lambda: equal("4_ffr_flow", [("both", "plain", CHANNELS, True)]),
+        "F3": lambda: against_baselines(frame, base),
+        "F4": lambda: equal("4_ffr_flow", FLOW),
+    }[claim]()
+
+
+def verdicts(records: list[dict]) -> list[dict]:
+    """The verdict on every claim for each net and set of the catalogue, scales apart, and on what no run covers yet."""
+    out = [entry(claim, "paper", net, data, []) for claim, net, data in UNTRIED]
+    for scale, known in catalogue.BASES.items():
+        frame = tables.frame_of([r for r in records if r["scale"] == scale])
+        hgsr, ffr = ([known[n] for n in nets[scale]] for nets in (catalogue.HGSR_NETS, catalogue.FFR_NETS))
+        cut = tables.unseeded("3_hgsr_pruning", scale)[:1]
+        nets = {"H1": hgsr, "H2": hgsr[:1], "H3": cut, "H4": cut, **dict.fromkeys(("F1", "F2", "F3", "F4"), ffr)}
+        for claim, base in ((claim, base) for claim, bases in nets.items() for base in bases):
+            net = "all nets and widths" if claim == "H2" else f"{base.model} {base.shortcut}".strip()
+            out.append(entry(claim, scale, net, base.data, parts_of(claim, base, frame)))
+    return sorted(out, key=lambda v: (v["claim"][0] != "H", v["claim"], SCALES.index(v["scale"])))
+
+
+# -- numbers for prose -------------------------------------------------------------------------------------------------
+def values(records: list[dict], found: list[dict]) -> dict[str, str]:
+    """Name -> text of each number that prose may cite, shares in percent: plain runs, every arm at the strength chosen
+    for weights, every cut, the verdicts `found`; e.g. `quick.digits_digits_cnn.both.test_accuracy`."""
+    out = {"records": str(len(records))}
+    cited = {"1_hgsr_criteria": "strengths", "4_ffr_flow": "strengths", "3_hgsr_pruning": "cut", "5_ffr_pruning": "cut"}
+    for scale, (name, kind) in product(SCALES, cited.items()):
+        own = [r for r in records if r["scale"] == scale]
+        out[f"{scale}.records"] = str(len(own))
+        out[f"{scale}.minutes"] = f"{sum(r['provenance']['seconds'] for r in own) / 60:.0f}"
+        for row in tables.experiment_tables(name, scale, own)[kind].to_dict("records"):
+            place = [scale, row["net"], row["arm"]] + (["cut", row["score"], row["amount"]] if kind == "cut" else [])
+            wanted = row["n"] and (kind == "cut" or row["arm"] == "plain" or "weights" in row["chosen for"])
+            metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
+            for metric in ["n", *metrics] if wanted else ():
+                percent = 100 if metric.endswith(SHARES) else 1
+                shown = f"{100 * row[metric]:.1f}" if percent > 1 else tables.text(metric, row[metric])
+                out[".".join([*place, metric]).replace(", ", "_").replace(" ", "_")] = shown
+    for v in found:
+        place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")
+        out |= {f"{place}.verdict": v["verdict"], f"{place}.runs_needed": str(v["runs_needed"])}
+        out |= {f"{place}.{n}": f"{x:.2f}" for n, x in (v["effect"] or {}).items() if isinstance(x, float)}
+    return dict(sorted(out.items()))
+
+
+def prose_numbers(text: str, known: dict[str, str]) -> list[tuple[str, str, str | None]]:
+    """(name, written, right) of each cited number that is not the known one; right is None for an unknown name."""
+    return [(name, shown, known.get(name)) for name, shown in VALUE.findall(text) if known.get(name) != shown]
+
+
+def prose_files() -> list[Path]:
+    """The files whose cited numbers are refreshed and checked."""
+    return [path for pattern in PROSE for path in sorted(REPOSITORY.glob(pattern))]
+
+
+def refreshed(text: str, known: dict[str, str]) -> str:
+    """The text with every cited number as known; one with an unknown name is left as it is (`check` reports it)."""
+    return VALUE.sub(lambda m: f"<!--value:{m[1]}-->{known.get(m[1], m[2])}<!--/value-->", text)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+def effect_text(e: dict | None) -> str:
+    """Mean, interval and n of an effect, in points."""
+    if not e or e["mean"] is None:
+        return "no pair"
+    limits = "" if e["low"] is None else f" [{e['low']:+.2f}, {e['high']:+.2f}]"
+    return f"{e['mean']:+.2f}{limits}, n = {e['n']}"
+
+
+def markdown(found: list[dict]) -> str:
+    """verdicts.md: one row a verdict, then the parts of each that has any pair."""
+    lines = ["# Verdicts", "", "Generated from the records by the rules of [the protocol](../docs/protocol.md).",
+             "Effects are in points of accuracy, or of a share in percent.", "",
+             "| claim | net | set | scale | verdict | weakest deciding part | effect [95 % interval] | runs needed |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for v in found:
+        seeds = f"over {MOST}" if v["seeds_needed"] > MOST else v["seeds_needed"]
+        needed = f"at least {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else ""
+        part = v["effect"]["part"] if v["effect"] else "not run"
+        lines.append(f"| {v['claim']} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
+                     f"| {part} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
+    for v in (v for v in found if any(j["n"] for j in v["parts"])):
+        lines += ["", f"## {v['claim']}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
+                  "| part | decides | verdict | effect [95 % interval] | p above b, below m (Holm) | records |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [f"| {j['part']} | {'yes' if j['decides'] else 'no'} | {j['verdict']} | {effect_text(j)} | "
+                  f"{j['p_above']}, {j['p_below']} | {' '.join(j['records'])} |" for j in v["parts"]]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def write(records: list[dict], root: Path | None = None) -> list[Path]:
+    """Writes verdicts.md, verdicts.json and values.json under `root` (results/): equal records, equal bytes."""
+    found, root = verdicts(records), Path(root or results_folder())
+    dump = lambda what: json.dumps(what, indent=1, sort_keys=True) + "\n"  # noqa: E731
+    files = {"verdicts.md": markdown(found), "verdicts.json": dump(found), "values.json": dump(values(records, found))}
+    return [write_atomically(root / name, content) for name, content in files.items()]
+
+
+def main() -> None:
+    records, problems = store.load_all()
+    if problems:  # a damaged record is never silently left out
+        sys.exit("\n".join(problem.why for problem in problems))
+    paths = write(records)
+    known = json.loads(paths[-1].read_text())
+    for path in prose_files():
+        text = path.read_text()
+        if refreshed(text, known) != text:
+            paths.append(write_atomically(path, refreshed(text, known)))
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
