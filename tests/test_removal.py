@@ -413,7 +413,7 @@ def test_torch_pruning_misplaces_the_stream_of_option_a():
 
     Both nets have the same shapes, ours alone has the masked net's outputs. Inner channels are right in both.
     """
-    tp = pytest.importorskip("torch_pruning")
+    pytest.importorskip("torch_pruning")
     if version("torch-pruning") != "1.6.1":  # its own __version__ still says 1.6.0
         pytest.skip(f"shown for Torch-Pruning 1.6.1, here is {version('torch-pruning')}")
     model = net("resnet20", "A")
