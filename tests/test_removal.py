@@ -437,6 +437,7 @@ def test_torch_pruning_misplaces_the_stream_of_option_a():
     torch.testing.assert_close(removal.shrink(model, keep)(x), by_torch_pruning(model, inner, [0, 1])(x))
 
 
+@pytest.mark.slow
 def test_onnx_export_of_a_cut_net(tmp_path):
     pytest.importorskip("onnx", reason="onnx is an optional extra")
     pytest.importorskip("onnxscript", reason="onnxscript is an optional extra")
