@@ -1,0 +1,184 @@
+"""One job: a base run and the cuts that start from its weights, trained, measured and stored."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ffrlib import data, measure, models, store
+from ffrlib.files import results_folder
+from ffrlib.models import published
+from ffrlib.pruning import budgets, criteria, removal
+from ffrlib.spec import ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty
+from ffrlib.training import Trained, Trainer, new_model, precision, stream_seed, train_together
+
+PORTABLE = 16 * 2**20  # bytes; a larger checkpoint may stay behind when a lent machine goes back
+
+
+@functools.lru_cache(maxsize=2)
+def load_images(name: str, train_size: int, device: str, init: str) -> data.ImageSet:
+    """The image set of a run, normalised as its starting weights want it."""
+    images = data.load(name, train_size=train_size, device=device)
+    if init == "published":
+        mean, std = (torch.tensor(v).to(images.mean) for v in (published.PUBLISHED_MEAN, published.PUBLISHED_STD))
+        images = replace(images, mean=mean, std=std)
+    return images
+
+
+def images_of(spec: RunSpec, device) -> data.ImageSet:
+    return load_images(spec.data, spec.train_size, str(device), spec.init)
+
+
+def cache_path(kind: str, spec: RunSpec, root: Path | None) -> Path:
+    """Where a checkpoint or the weights of a run lie: in the git-ignored `cache/` of the store."""
+    record = store.record_path(spec, root)
+    folder = (Path(root) if root else results_folder()) / "cache" / kind / spec.scale / record.parent.name
+    return folder / f"{record.stem}.npz"
+
+
+def starting_model(spec: RunSpec, images: data.ImageSet) -> torch.nn.Module:
+    """The net before training: drawn from the seed, or the published weights."""
+    return published.load(spec.model) if spec.init == "published" else new_model(spec, images.num_classes)
+
+
+def portable(spec: RunSpec) -> bool:
+    """Whether a checkpoint (weights and momentum in float32) is small enough to travel."""
+    return 2 * 4 * measure.parameters(new_model(spec, 10)) < PORTABLE
+
+
+def percent(model, pair, images: data.ImageSet, dtype: torch.dtype) -> float:
+    """Accuracy in percent on one (images, labels) pair of the set."""
+    return measure.accuracy(model, *pair, images.mean, images.std, dtype)[0]
+
+
+def observer(images: data.ImageSet, dtype: torch.dtype):
+    """What the training curve shows beside the losses."""
+    return lambda model: {"validation_accuracy": percent(model, images.validation, images, dtype)}
+
+
+def trainer_of(spec: RunSpec, images: data.ImageSet, device, model, **more) -> Trainer:
+    return Trainer(spec, images, device, model, observe=observer(images, precision(spec, device)), **more)
+
+
+def needs_training(base: RunSpec, cuts: list[RunSpec], root) -> bool:
+    """Whether a base run lacks its record, or the weights that its cuts start from."""
+    known = store.lookup(base, root)
+    if known is None or not cuts or known["status"] != "finished":
+        return known is None
+    return not cache_path("weights", base, root).exists()
+
+
+def save_base(spec: RunSpec, trained: Trained, device, stacking: str, root, keep_weights: bool) -> list[str]:
+    """Measures a trained net, writes its record unless it has one, keeps its weights where a cut will need them.
+    Returns the statuses of the records written."""
+    dtype, images, finished = precision(spec, device), images_of(spec, device), trained.status == "finished"
+    written = []
+    if keep_weights and finished:
+        removal.save_pruned(cache_path("weights", spec, root), trained.model)
+    if store.lookup(spec, root) is None:
+        tap = None if spec.flow.tap == "default" else spec.flow.tap
+        metrics = measure.report(trained.model, images, dtype, tap) if finished else {"failure": trained.failure}
+        more = {"weights": published.CHECKSUMS[spec.model]} if spec.init == "published" else {}
+        made = store.provenance(spec, device, dtype, stacking, images.digest, trained.seconds, **more)
+        store.save(spec, trained.status, trained.curve, metrics, made, root)
+        written.append(trained.status)
+    cache_path("checkpoints", spec, root).unlink(missing_ok=True)
+    return written
+
+
+def plain(spec: RunSpec, **recipe) -> RunSpec:
+    """The same run without penalties and cut, with changes of its recipe."""
+    bare = replace(spec, weight=WeightPenalty(), flow=FlowPenalty(), activation=ActivationControl(), pruning=Pruning())
+    return replace(bare, recipe=replace(spec.recipe, **recipe))
+
+
+def cut_weights(model, share: float) -> tuple[torch.nn.Module, dict, dict]:
+    """Unstructured pruning by magnitude in place: (net, masks that fine-tuning keeps, metrics)."""
+    masks = budgets.magnitude_mask(model, share)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in masks:
+                parameter.mul_(masks[name])
+    left = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    return model, masks, {"weights_left": left}
+
+
+def cut_channels(model, spec: RunSpec, images: data.ImageSet, device) -> tuple[torch.nn.Module, None, dict]:
+    """Removal of channels by the score and budget of `spec.pruning`: (smaller net, no masks, metrics)."""
+    p = spec.pruning
+    generator = torch.Generator().manual_seed(stream_seed(spec.seed, "pruning samples"))
+    chosen = torch.randperm(len(images.train[1]), generator=generator)[: p.samples].to(device)
+    x, y = data.normalise(images.train[0][chosen], images.mean, images.std), images.train[1][chosen]
+    scores = criteria.scores(p.score, model, x, y, seed=spec.seed)
+    shape, loss = tuple(x.shape[1:]), criteria.loss_of(model, x, y)
+    keep, held_back = budgets.choose_keep(model, scores, p.budget, p.amount, p.scope, p.groups, shape, loss)
+    cut = removal.shrink(model, keep)
+    return cut, None, measure.pruned_report(model, cut, keep, images) | {"held_back": held_back}
+
+
+def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, root=None) -> str:
+    """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record; returns its status."""
+    start, p, dtype, images = time.monotonic(), spec.pruning, precision(spec, device), images_of(spec, device)
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    if p.budget == "weight_share":
+        cut, masks, metrics = cut_weights(model, p.amount)
+    else:
+        cut, masks, metrics = cut_channels(model, spec, images, device)
+    metrics["base_test_accuracy"] = base_metrics["test_accuracy"]
+    metrics["cut_test_accuracy"] = percent(cut, images.test, images, dtype)
+    metrics["cut_validation_accuracy"] = percent(cut, images.validation, images, dtype)
+    status, curve, recipe = "finished", {}, {} if p.after == "scratch" else {"epochs": p.epochs, "lr": p.lr}
+    if p.after == "scratch":
+        layout = cut.layout
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(spec.seed, "scratch"))
+            cut = models.build(layout.name, layout.num_classes, layout.shortcut, layout.widths, layout.maps)
+    if p.after == "scratch" or p.epochs:
+        trained = train_together([trainer_of(plain(spec, **recipe), images, device, cut, masks=masks)])[0]
+        cut, status, curve = trained.model, trained.status, trained.curve
+    if status == "finished":
+        metrics["test_accuracy"] = percent(cut, images.test, images, dtype)
+        metrics["validation_accuracy"] = percent(cut, images.validation, images, dtype)
+    else:
+        metrics["failure"] = trained.failure
+    made = store.provenance(spec, device, dtype, "one", images.digest, time.monotonic() - start)
+    store.save(spec, status, curve, metrics, made, root)
+    return status
+
+
+def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float) -> list[str]:
+    """The cuts of one base whose record and weights are stored; a base that diverged cannot be cut, and says so."""
+    statuses, record = [], store.lookup(base, root)
+    for spec in cuts:
+        if record["status"] != "finished":
+            digest = images_of(spec, device).digest
+            made = store.provenance(spec, device, precision(spec, device), "one", digest, 0.0)
+            store.save(spec, "diverged", {}, {"failure": record["metrics"].get("failure")}, made, root)
+            statuses.append("diverged")
+        elif time.monotonic() > deadline:
+            statuses.append("paused")
+        else:
+            model = removal.load_pruned(cache_path("weights", base, root))
+            statuses.append(run_cut(spec, model, record["metrics"], device, root))
+    return statuses
+
+
+def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads=0, deadline=math.inf) -> list[str]:
+    """One base run (unless it is stored) and its cuts, one after the other; returns the statuses of records written."""
+    if threads:
+        torch.set_num_threads(threads)
+    statuses = []
+    if needs_training(base, cuts, root):
+        images = images_of(base, device)
+        trainer = trainer_of(base, images, device, starting_model(base, images))
+        checkpoint = cache_path("checkpoints", base, root)
+        trained = train_together([trainer], [checkpoint], deadline=deadline, must_finish=not portable(base))[0]
+        if trained.status == "paused":
+            return ["paused"]
+        statuses += save_base(base, trained, device, "one", root, bool(cuts))
+    return statuses + run_cuts(base, cuts, device, root, deadline)
