@@ -221,16 +221,16 @@ def report(model: nn.Module, image_set: ImageSet, dtype=torch.float32, flow_tap:
     }  # fmt: skip
 
 
-def latency(model: nn.Module, batch: int, image_shape, seconds: float = 0.05, repeats: int = 50) -> dict:
+def latency(model, batch: int, image_shape, seconds: float = 0.05, least: int = 7, most: int = 50) -> dict:
     """{"median", "spread" (between the quartiles)} of the milliseconds of a forward pass in eval mode, channels_last,
     in the net's precision, on its device (on a GPU by events) and all threads of the process. After 3 passes to warm
-    up, 7 or more, up to `repeats`, until `seconds` have gone by."""
+    up, `least` or more, up to `most`, until `seconds` have gone by."""
     weight, times = next(model.parameters()), []
     x = torch.rand(batch, *image_shape, dtype=weight.dtype, device=weight.device)
     x = x.contiguous(memory_format=torch.channels_last)
     begin = time.perf_counter()
     with evaluating(model), torch.no_grad():
-        while len(times) < 10 or (len(times) < repeats + 3 and time.perf_counter() - begin < seconds):
+        while len(times) < least + 3 or (len(times) < most + 3 and time.perf_counter() - begin < seconds):
             start = time.perf_counter()
             if x.is_cuda:
                 events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]

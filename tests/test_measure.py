@@ -284,7 +284,7 @@ def test_report_of_other_nets(name, shortcut, colours):
 def test_latency_times_the_forward_pass(monkeypatch):
     model, passes = net(), []
     model.head.register_forward_hook(lambda m, args, out: passes.append((m.training, len(out))))
-    found = measure.latency(model, 3, (1, 8, 8), seconds=0, repeats=50)
+    found = measure.latency(model, 3, (1, 8, 8), seconds=0, most=50)
     assert set(found) == {"median", "spread"} and found["median"] > 0 and found["spread"] >= 0
     assert passes == [(False, 3)] * 10 and model.training
     clock = iter(range(100))  # a clock that ticks once each time it is read: every pass takes one second
