@@ -1,0 +1,151 @@
+"""`python -m ffrlib.check`: does everything that is committed follow from the records? And does a replication agree?"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from ffrlib import store, tables, verdicts
+from ffrlib.catalogue import BASES
+from ffrlib.files import results_folder
+from ffrlib.spec import SCALES, key
+
+TOLERANCE = 1.0  # points between our mean and the published dense accuracies: recipes and numbers of epochs differ
+SAME = ("device", "cpu", "threads", "precision", "versions", "code", "data")  # then a record must be equal bit for bit
+TIMES = ("seconds", "latency_ms")  # what a replication measures anew
+# (allowance beside an interval, allowance without one), see docs/protocol.md; accuracies in points, shares in [0, 1]
+ALLOWED = {"accuracy": (0.3, 1.0), "share": (0.005, 0.02), "relative": (0.01, 0.05)}
+
+
+def regenerated(records: list[dict], root: Path) -> list[str]:
+    """One line for each table, value or verdict under `root` that is not what `records` give."""
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder)
+        for scale in SCALES:
+            if any(r["scale"] == scale for r in records) or (root / "tables" / scale).exists():
+                tables.write_all(scale, records, fresh)
+        verdicts.write(records, fresh)
+        made = {p.relative_to(fresh) for p in fresh.rglob("*") if p.is_file()}
+        kept = {p.relative_to(root) for p in (root / "tables").rglob("*") if p.is_file()}
+        for name in sorted(made | kept):
+            if name not in made:
+                wrong.append(f"{name}: no table has this name")
+            elif not (root / name).exists():
+                wrong.append(f"{name}: missing")
+            elif (root / name).read_bytes() != (fresh / name).read_bytes():
+                wrong.append(f"{name}: differs from what the records give")
+        known = json.loads((fresh / "values.json").read_text())
+    for path in verdicts.prose_files():
+        for name, shown, right in verdicts.prose_numbers(path.read_text(), known):
+            wrong.append(f"{path.name}: {name} is written {shown}, the records give {right or 'no such number'}")
+    return wrong
+
+
+def against_published(records: list[dict]) -> tuple[list[str], list[str]]:
+    """(lines to print, lines that are wrong): our plain nets at scale paper beside published dense accuracies."""
+    frame = tables.frame_of([r for r in records if r["scale"] == "paper"])
+    papers, said, wrong = tables.published(), [], []
+    for net in ("resnet20", "resnet56", "vgg16"):
+        base = BASES["paper"][net]
+        same = (papers["dataset"] == base.data) & (papers["model"] == net) & papers["method"].str.startswith("dense")
+        dense = papers[same]["baseline_accuracy"]
+        runs = frame[(frame["key"] == key(base)) & (frame["status"] == "finished")]["test_accuracy"]
+        line = f"dense {net} on {base.data}, scale paper: "
+        if not len(runs):
+            said.append(line + tables.NOT_RUN)
+            continue
+        line += f"ours {runs.mean():.2f} (n = {len(runs)}), published {dense.min():.2f} to {dense.max():.2f}"
+        near = dense.min() - TOLERANCE <= runs.mean() <= dense.max() + TOLERANCE
+        (said if near else wrong).append(line + ("" if near else f": more than {TOLERANCE} points away"))
+    return said, wrong
+
+
+def main() -> int:
+    """Prints one line a finding; 1 where something is wrong, else 0. Stale records are listed, and are not wrong."""
+    records, problems = store.load_all()
+    said, wrong = against_published(records)
+    wrong += [problem.why for problem in problems]
+    wrong += regenerated(records, results_folder()) if not problems else []
+    stale = [r["path"] for r in records if r["stale"]]
+    for path in stale:
+        print(f"stale (made with other code): {path}")
+    for line in said + [f"WRONG {line}" for line in wrong]:
+        print(line)
+    print(f"{len(records)} records, {len(stale)} stale, {len(wrong)} wrong")
+    return 1 if wrong else 0
+
+
+# -- replication -------------------------------------------------------------------------------------------------------
+def timeless(value):
+    """A record's curve or metrics without the times in it."""
+    return {n: timeless(v) for n, v in value.items() if n not in TIMES} if isinstance(value, dict) else value
+
+
+def allowance(metric: str, mean: float, alone: bool) -> float:
+    """How far a fresh mean may lie outside the intervals (`alone`: there is none), in the metric's own unit."""
+    if "accuracy" in metric:
+        return ALLOWED["accuracy"][alone]
+    if metric.endswith(verdicts.SHARES) or metric.startswith("layer_"):
+        return ALLOWED["share"][alone]
+    return ALLOWED["relative"][alone] * abs(mean)
+
+
+def agree(metric: str, committed: pd.Series, fresh: pd.Series) -> tuple[bool, str]:
+    """Whether a cell's fresh mean lies in the committed 95 % interval, widened by the half width that a mean of so few
+    runs has (by the committed spread or by the fresh one, the narrower) and by the allowance; and why, as text."""
+    (mean, _, high), (again, _, top) = tables.interval(committed), tables.interval(fresh)
+    if math.isnan(mean) or math.isnan(again):
+        return len(committed) == len(fresh) == 0 or math.isnan(mean) == math.isnan(again), f"{mean} against {again}"
+    reach = allowance(metric, mean, alone=math.isnan(high))
+    if not math.isnan(high):
+        expected = (high - mean) * math.sqrt(len(committed) / len(fresh))
+        reach += high - mean + (expected if math.isnan(top) else min(expected, top - again))
+    return abs(again - mean) <= reach, f"{mean:.6g} against {again:.6g}, allowed {reach:.3g}"
+
+
+def cell_by_cell(fresh: list[dict], same: list[dict], every: list[dict]) -> dict[str, tuple[bool, str]]:
+    """Cell -> (agrees, why) of one arm: `fresh` records beside the committed ones of the `same` and of `every` seed."""
+    if all(r["provenance"].get(n) == o["provenance"].get(n) for r, o in zip(fresh, same) for n in SAME):
+        whole = lambda r: timeless({"status": r["status"], "curve": r["curve"], **r["metrics"]})  # noqa: E731
+        flat = [[whole(r) for r in group] for group in (fresh, same)]
+        names = sorted({name for r in flat[0] + flat[1] for name in r})
+        return {n: (all(r.get(n) == o.get(n) for r, o in zip(*flat)), "equal provenance, other bits") for n in names}
+    new, old = (tables.frame_of([r for r in rs if r["status"] == "finished"]) for rs in (fresh, every))
+    out = {"status": ([r["status"] for r in fresh] == [r["status"] for r in same], "finished or diverged")}
+    metrics = [c for c in old.columns if pd.api.types.is_any_real_numeric_dtype(old[c]) and not c.startswith(TIMES)]
+    metrics = [c for c in metrics if c != "seed" and old[c].notna().any()]
+    return out | {c: agree(c, old[c], new[c] if c in new else pd.Series(dtype=float)) for c in metrics}
+
+
+def compare(committed: Path, fresh: Path) -> int:
+    """Compares every record under `fresh` with the committed one; prints agree or differs for each cell (arm x metric).
+    Returns 1 where one differs, where a record is damaged or has no committed one, or where there is none; else 0.
+
+    Where `SAME` is the same, records must be equal but for times; elsewhere see `agree` and docs/protocol.md.
+    """
+    (old, bad), (new, worse) = store.load_all(Path(committed)), store.load_all(Path(fresh))
+    wrong = [f"differs {problem.why}" for problem in bad + worse]
+    known, arms = {(r["key"], r["seed"]): r for r in old}, {}
+    for record in new:
+        label = "/".join(Path(record["path"]).parts[-3:]).rsplit("-s", 1)[0]
+        if (record["key"], record["seed"]) in known:
+            arms.setdefault(label, []).append(record)
+        else:
+            wrong.append(f"differs {label}: no committed record of seed {record['seed']}")
+    for label, group in arms.items():
+        same = [known[r["key"], r["seed"]] for r in group]
+        cells = cell_by_cell(group, same, [r for r in old if r["key"] == group[0]["key"]])
+        print(f"agree   {label}, n = {len(group)}: {', '.join(name for name, (good, _) in cells.items() if good)}")
+        wrong += [f"differs {label}, {name}: {why}" for name, (good, why) in cells.items() if not good]
+    print(*wrong, f"{len(new)} records compared with {len(old)} committed ones, {len(wrong)} differences", sep="\n")
+    return 1 if wrong or not new else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
