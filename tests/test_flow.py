@@ -1,4 +1,4 @@
-"""Flow penalties against their definition, on flows of known length and turning, at zeros, and under transformations."""
+"""Flow penalties against their definition, on flows of known length and turning, at zeros, under transformations."""
 
 import math
 from itertools import pairwise, product
