@@ -17,8 +17,8 @@ import torch
 
 from ffrlib import catalogue, measure
 from ffrlib.files import REPOSITORY, write_atomically
-from ffrlib.regularizers.strength import matched_strength
 from ffrlib.jobs import load_images
+from ffrlib.regularizers.strength import matched_strength
 from ffrlib.spec import CRITERIA, Recipe, RunSpec
 from ffrlib.training import Trainer, learning_rates, new_model, precision, train_together
 
@@ -32,7 +32,7 @@ def total_rate(spec: RunSpec, images: int) -> float:
 
 
 def arm_spec(base: RunSpec, arm: str, strength: float) -> RunSpec:
-    return catalogue.flow_arm(base, arm, strength) if arm in catalogue.FLOW_ARMS else catalogue.weight_arm(base, arm, strength)
+    return (catalogue.flow_arm if arm in catalogue.FLOW_ARMS else catalogue.weight_arm)(base, arm, strength)
 
 
 def try_out(specs: list[RunSpec], images, device: str, together: int) -> list[tuple[float, float, str]]:
@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument("--net", default="digits_cnn")
     parser.add_argument("--arms", nargs="*", default=[*CRITERIA, *catalogue.FLOW_ARMS, "network_slimming"])
     parser.add_argument("--centre", type=float, default=3e-4, help="L1's strength at the centre")
-    parser.add_argument("--push", type=float, default=0.03, help="the centre of FFR's arms and of network slimming / 100")
-    parser.add_argument("--steps", type=int, nargs=2, default=(-3, 5), help="first and last power of 3 around the centre")
+    parser.add_argument("--push", type=float, default=0.03, help="the centre of FFR's arms, 100 times that of slimming")
+    parser.add_argument("--steps", type=int, nargs=2, default=(-3, 5), help="powers of 3 around the centre")
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--together", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -84,13 +84,17 @@ def main() -> None:
     table = json.loads(FILE.read_text())
     model = new_model(base, images.num_classes)
     for arm in given.arms:
-        centre = matched_strength(model, arm, given.centre) if arm in CRITERIA else given.push / (100 if arm == "network_slimming" else 1)
+        centre = given.push / (100 if arm == "network_slimming" else 1)
+        if arm in CRITERIA:
+            centre = matched_strength(model, arm, given.centre)
         strengths = [float(f"{centre * 3.0**k:.2g}") for k in range(given.steps[0], given.steps[1] + 1)]
         found = try_out([arm_spec(base, arm, s) for s in strengths], images, given.device, given.together)
         kept = choose_strengths(strengths, found, plain, given.count, arm in CRITERIA)
-        table.setdefault(given.scale, {}).setdefault(given.net, {})[arm] = [float(f"{s * scaling:.2g}") for s in kept]
-        print(f"{arm} (plain {plain:.1f}):", *(f"{s:.2g}: {100 * share:.0f} %, {accuracy:.1f}" + ("" if status == "finished" else "!")
-              for s, (share, accuracy, status) in zip(strengths, found)), "->", table[given.scale][given.net][arm], sep="  ", flush=True)  # fmt: skip
+        kept = [float(f"{s * scaling:.2g}") for s in kept]
+        table.setdefault(given.scale, {}).setdefault(given.net, {})[arm] = kept
+        print(f"{arm} (plain {plain:.1f}) keeps {kept}")
+        for strength, (share, accuracy, status) in zip(strengths, found):
+            print(f"    {strength:8.2g}: {100 * share:3.0f} % below 1e-3, {accuracy:.1f} {status}", flush=True)
         write_atomically(FILE, json.dumps(table, indent=1, sort_keys=True) + "\n")
 
 

@@ -1,8 +1,8 @@
 """The catalogue: which runs each experiment needs at each scale, in the order in which they decide a claim.
 
 A run may serve several experiments; it is made once. Priority 0 runs first. The strengths of an arm are data
-(`data/strengths.json`): centred where a criterion's first push on the weights equals that of L1 (`regularizers.strength`)
-and widened by the pilot (`python -m ffrlib.pilot`) until the arm covers the range that the protocol asks for.
+(`data/strengths.json`): centred where a criterion's first push on the weights equals that of L1
+and widened by the pilot (`benchmarks/pilot.py`) until the arm covers the range that docs/protocol.md asks for.
 """
 
 from __future__ import annotations
@@ -13,17 +13,32 @@ from dataclasses import dataclass, replace
 
 from ffrlib import store
 from ffrlib.files import REPOSITORY
-from ffrlib.spec import CRITERIA, SCALES, ActivationControl, FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, choose
+from ffrlib.spec import (
+    CRITERIA,
+    SCALES,
+    ActivationControl,
+    FlowPenalty,
+    Pruning,
+    Recipe,
+    RunSpec,
+    WeightPenalty,
+    choose,
+)  # fmt: skip
 
 HSQ_GL12 = "hierarchical_squared_group_l12"  # the criterion of HGSR's published script
-FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}  # length, curvature, control
+FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
+# ... of FlowPenalty's length and curvature and of the activation control.
 READINGS = {  # one option of FFR's open reading varied at a time
-    "norm l2": {"norm": "l2"}, "norm squared_l2": {"norm": "squared_l2"}, "curvature angle": {"curvature_kind": "angle"},
+    "norm l2": {"norm": "l2"}, "norm squared_l2": {"norm": "squared_l2"},
+    "curvature angle": {"curvature_kind": "angle"},
     "tap pre_activation": {"tap": "pre_activation"}, "tap post_activation": {"tap": "post_activation"},
     "tap block_output": {"tap": "block_output"}, "transition pool_pad": {"transition": "pool_pad"},
     "transition shortcut": {"transition": "shortcut"},
 }  # fmt: skip
-CHANNEL_SCORES = ("l1_norm", "l2_norm", "bn_scale", "geometric_median", "feature_group", "flow", "taylor", "loss_increase", "random")
+CHANNEL_SCORES = (
+    "l1_norm", "l2_norm", "bn_scale", "geometric_median", "feature_group", "flow", "taylor", "loss_increase", "random",
+)  # fmt: skip
+FEW_SCORES = ("l1_norm", "bn_scale", "geometric_median", "taylor", "random")
 
 
 @dataclass(frozen=True)
@@ -65,13 +80,15 @@ BASES = {  # the plain runs on which a scale stands: {short name: RunSpec}
         "resnet20": RunSpec("cifar10", "resnet20", "A", scale="paper", recipe=Recipe(epochs=100, augment="crop_flip")),
     },
 }  # fmt: skip
-HGSR_NETS = {"quick": ("digits_cnn",), "laptop": ("alexnet_small",), "paper": ("alexnet_small", "vgg11_small", "resnet18_small")}
+HGSR_NETS = {
+    "quick": ("digits_cnn",), "laptop": ("alexnet_small",), "paper": ("alexnet_small", "vgg11_small", "resnet18_small"),
+}  # fmt: skip
 FFR_NETS = {"quick": ("digits_cnn",), "laptop": ("resnet20",), "paper": ("vgg16", "resnet56", "resnet20")}
 SEEDS = {"quick": 5, "laptop": 3, "paper": 5}
 
 
 def strengths(scale: str, net: str, arm: str) -> list[float]:
-    """The strengths of an arm (a criterion, or a key of FLOW_ARMS) for a net, ascending; empty where none were chosen."""
+    """The strengths of an arm (a criterion, or a key of FLOW_ARMS) for a net, ascending; empty if none were chosen."""
     return json.loads((REPOSITORY / "data" / "strengths.json").read_text()).get(scale, {}).get(net, {}).get(arm, [])
 
 
@@ -142,11 +159,11 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
         for arm in FLOW_ARMS:
             for k, strength in enumerate(grid := strengths(scale, net, arm)):
                 first = arm in ("control", "both")
-                yield order + (0.5 if first else 1.5) + 0.1 * abs(k - len(grid) // 2), flow_arm(base, arm, strength)
+                rank = order + (0.5 if first else 1.5) + 0.1 * abs(k - len(grid) // 2)
+                yield rank, flow_arm(base, arm, strength)
         if scale != "paper":  # run length and weight decay, at the middle strength
-            for recipe in (replace(base.recipe, epochs=2 * base.recipe.epochs), replace(base.recipe, weight_decay=0.0),
-                           replace(base.recipe, weight_decay=5e-3)):  # fmt: skip
-                other = replace(base, recipe=recipe)
+            for change in ({"epochs": 2 * base.recipe.epochs}, {"weight_decay": 0.0}, {"weight_decay": 5e-3}):
+                other = replace(base, recipe=replace(base.recipe, **change))
                 yield 6, other
                 for arm in ("control", "both"):
                     for strength in middle(strengths(scale, net, arm)):
@@ -161,7 +178,7 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
         arms = [flow_arm(base, arm, s) for arm in ("control", "both") for s in middle(strengths(scale, net, arm))]
         arms += [weight_arm(base, "group_lasso", s) for s in middle(strengths(scale, net, "group_lasso"))]
         arms += [weight_arm(base, "network_slimming", s) for s in middle(strengths(scale, net, "network_slimming"))]
-        scores = CHANNEL_SCORES if scale == "quick" else ("l1_norm", "bn_scale", "geometric_median", "taylor", "random")
+        scores = CHANNEL_SCORES if scale == "quick" else FEW_SCORES
         for spec in (base, *cuts(base, scores, amounts, "macs_share", epochs, lr)):
             yield 3, spec
         for start in arms:
@@ -175,15 +192,16 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 
 def published_resnet56() -> Iterator[tuple[float, RunSpec]]:
-    """Published weights of ResNet-56, as they are and after a few epochs with each penalty (a stand-in for full training)."""
+    """Published weights of ResNet-56, as they are and after a few epochs with each penalty (stands in for training)."""
     start = RunSpec("cifar10", "resnet56", "A", init="published", scale="laptop",
                     recipe=Recipe(epochs=0, lr=0.01, augment="crop_flip"))  # fmt: skip
     tuned = replace(start, train_size=20000, recipe=replace(start.recipe, epochs=2, lr=0.02))
-    scores = ("l1_norm", "bn_scale", "geometric_median", "taylor", "loss_increase", "random")
-    for spec in (start, *cuts(replace(start, train_size=20000), scores, (0.3, 0.5, 0.7), "macs_share", 1, 0.02)):
+    cut = replace(start, train_size=20000)
+    for spec in (start, *cuts(cut, (*FEW_SCORES, "loss_increase"), (0.3, 0.5, 0.7), "macs_share", 1, 0.02)):
         yield 2, spec
-    for penalised in (tuned, *(flow_arm(tuned, arm, s) for arm in ("control", "both") for s in strengths("laptop", "resnet56", arm)),
-                      *(weight_arm(tuned, n, s) for n in ("group_lasso", HSQ_GL12) for s in strengths("laptop", "resnet56", n))):  # fmt: skip
+    arms = [flow_arm(tuned, arm, s) for arm in ("control", "both") for s in strengths("laptop", "resnet56", arm)]
+    arms += [weight_arm(tuned, n, s) for n in ("group_lasso", HSQ_GL12) for s in strengths("laptop", "resnet56", n)]
+    for penalised in (tuned, *arms):
         for spec in (penalised, *cuts(penalised, ["bn_scale", "l1_norm"], (0.5,), "macs_share", 1, 0.02)):
             yield 7, spec
 
@@ -195,11 +213,11 @@ def ffr_readings(scale: str) -> Iterator[tuple[float, RunSpec]]:
     yield 1, base
     for strength in middle(strengths(scale, net, "both")):
         yield 1, flow_arm(base, "both", strength)
+        default_tap = "post_activation" if plain_net else "block_output"
+        unfit = {default_tap, "shortcut", "block_output"} if plain_net else {default_tap}
         for options in READINGS.values():
-            default_tap = "post_activation" if plain_net else "block_output"
-            if options.get("tap") == default_tap or (plain_net and ("shortcut" in options.values() or "block_output" in options.values())):
-                continue
-            yield 5, flow_arm(base, "both", strength, **options)
+            if not unfit & set(options.values()):
+                yield 5, flow_arm(base, "both", strength, **options)
 
 
 def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -217,14 +235,14 @@ def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 
 RUNS = {
-    "1_hgsr_criteria": hgsr_criteria, "2_hgsr_structure": hgsr_structure, "3_hgsr_pruning": hgsr_pruning, "4_ffr_flow": ffr_flow,
-    "5_ffr_pruning": ffr_pruning, "6_ffr_readings": ffr_readings, "7_both_papers": both_papers,
+    "1_hgsr_criteria": hgsr_criteria, "2_hgsr_structure": hgsr_structure, "3_hgsr_pruning": hgsr_pruning,
+    "4_ffr_flow": ffr_flow, "5_ffr_pruning": ffr_pruning, "6_ffr_readings": ffr_readings, "7_both_papers": both_papers,
 }  # fmt: skip
 FEW_SEEDS = {"2_hgsr_structure": 3, "3_hgsr_pruning": 3, "5_ffr_pruning": 3, "6_ffr_readings": 3}
 
 
 def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[RunSpec]:
-    """The runs of one experiment (or of all) at a scale, by priority: a seed first completes what decides, then the next.
+    """The runs of one experiment (or of all) at a scale, by priority; what decides comes first, seed by seed.
 
     `seeds`: how many, 0 for the scale's own number. Raises ValueError for an unknown scale or experiment.
     """
@@ -251,19 +269,22 @@ def plan(scale: str, experiment: str | None = None, workers: int = 0) -> str:
         spec = record["spec"]
         if spec.pruning.score == "none" and spec.recipe.epochs:
             rate.setdefault((spec.data, spec.model), []).append(record["provenance"]["seconds"] / spec.recipe.epochs)
-    lines, total = [f"scale {scale}", ""], 0.0
+    workers, lines, total, seen = max(workers, 1), [f"scale {scale}, {max(workers, 1)} worker(s)", ""], 0.0, set()
     for name in [experiment] if experiment else RUNS:
-        todo = [s for s in specs(scale, name) if not store.record_path(s).exists()]
-        minutes, unknown = 0.0, set()
-        for spec in todo:
-            measured = rate.get((spec.data, spec.model))
-            epochs = spec.recipe.epochs if spec.pruning.score == "none" or spec.pruning.after == "scratch" else spec.pruning.epochs
+        minutes, unknown, count = 0.0, set(), 0
+        for spec in specs(scale, name):
+            if spec in seen or store.record_path(spec).exists():
+                continue
+            seen.add(spec)
+            count += 1
+            short = spec.pruning.score != "none" and spec.pruning.after == "finetune"
+            epochs = spec.pruning.epochs if short else spec.recipe.epochs
+            measured = sorted(rate.get((spec.data, spec.model), []))
             if measured:
-                minutes += epochs * sorted(measured)[len(measured) // 2] / 60
+                minutes += epochs * measured[len(measured) // 2] / 60 / workers
             elif epochs:
                 unknown.add(spec.model)
         total += minutes
-        note = f" + {', '.join(sorted(unknown))}: no speed measured yet" if unknown else ""
-        lines.append(f"{name:18} {len(specs(scale, name)):4} runs, {len(todo):4} without a record, {minutes / max(workers, 1):7.1f} min{note}")
-    lines += ["", f"together {total / max(workers, 1):.1f} min with {max(workers, 1)} worker(s); runs that two experiments share are counted twice"]
-    return "\n".join(lines)
+        note = f" and {', '.join(sorted(unknown))}, whose speed no record tells" if unknown else ""
+        lines.append(f"{name:18} {count:4} of {len(specs(scale, name)):4} runs to make, {minutes:7.1f} min{note}")
+    return "\n".join([*lines, "", f"together {total:.1f} min; a run of two experiments is counted in the first"])

@@ -43,7 +43,7 @@ def penalties_label(spec: RunSpec) -> str:
 
 
 def record_path(spec: RunSpec, root: Path | None = None) -> Path:
-    """Where the record of `spec` lies: `runs/<scale>/<data>-<model>/<penalties>--<key>-s<seed>.json` under the store."""
+    """Where a record lies: `runs/<scale>/<data>-<model>/<penalties>--<key>-s<seed>.json` under the store."""
     net = f"{spec.model}{spec.shortcut.lower()}"
     root = Path(root) if root else results_folder()
     return root / "runs" / spec.scale / f"{spec.data}-{net}" / f"{penalties_label(spec)}--{key(spec)}-s{spec.seed}.json"
@@ -53,13 +53,14 @@ def record_path(spec: RunSpec, root: Path | None = None) -> Path:
 def modules_of(spec: RunSpec) -> list[str]:
     """The library files that a run of `spec` passes through."""
     family = "resnet" if spec.model in CIFAR_RESNETS or spec.model.startswith("resnet") else "plain"
-    names = ["data", "training", "measure", "pruning/removal", "models/__init__", "models/layers", f"models/{family}", "regularizers/flow"]
+    names = ["data", "training", "measure", "pruning/removal", "regularizers/flow"]
+    names += ["models/__init__", "models/layers", f"models/{family}"]
     if spec.weight.name != "none":
         names.append("regularizers/weight")
     if spec.weight.update == "proximal":
         names.append("regularizers/proximal")
     if spec.pruning.score != "none":
-        names += ["pruning/criteria", "pruning/budgets"]
+        names += ["pruning/criteria", "pruning/budgets", "jobs"]
     return names
 
 
@@ -67,7 +68,8 @@ def modules_of(spec: RunSpec) -> list[str]:
 def _syntax_digest(name: str) -> str:
     tree = ast.parse((REPOSITORY / "ffrlib" / f"{name}.py").read_text())
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+        documented = isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+        if documented and ast.get_docstring(node, clean=False) is not None:
             node.body[0] = ast.Pass()
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -80,7 +82,8 @@ def code_hash(spec: RunSpec) -> str:
 @functools.cache
 def _commit() -> tuple[str, bool | None]:
     def git(*words):
-        return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", *words]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
     try:  # results themselves do not make the code dirty
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "ffrlib", "notebooks/experiments"))
@@ -95,19 +98,23 @@ def cpu_type() -> str:
     fields = dict(line.split(":", 1) for line in info.split("\n\n")[0].splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
     name = fields.get("model name", platform.processor() or platform.machine())
-    return f"{name}, family {fields.get('cpu family', '?')} model {fields.get('model', '?')}, {torch.backends.cpu.get_cpu_capability()}"
+    numbers = f"family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
+    return f"{name}, {numbers}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def provenance(spec: RunSpec, device, dtype: torch.dtype, stacking: str, data_digest: str, seconds: float, **more) -> dict:
+def provenance(spec: RunSpec, device, dtype: torch.dtype, stacking: str, digest: str, seconds: float, **more) -> dict:
     """Everything about how and where a run was made, besides its settings."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     commit, dirty = _commit()
+    if torch.are_deterministic_algorithms_enabled():
+        more["deterministic"] = True
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     return {
-        "device": name, "cpu": cpu_type(), "threads": torch.get_num_threads(), "precision": str(dtype).removeprefix("torch."),
-        "stacking": stacking, "versions": versions, "commit": commit, "dirty": dirty, "code": code_hash(spec),
-        "data": data_digest, "runner": os.environ.get("FFR_RUNNER", "python"), "seconds": round(seconds, 2), **more,
+        "device": name, "cpu": cpu_type(), "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."), "stacking": stacking, "versions": versions,
+        "commit": commit, "dirty": dirty, "code": code_hash(spec), "data": digest,
+        "runner": os.environ.get("FFR_RUNNER", "python"), "seconds": round(seconds, 2), **more,
     }  # fmt: skip
 
 
@@ -129,7 +136,8 @@ def save(spec: RunSpec, status: str, curve: dict, metrics: dict, made: dict, roo
         "format": FORMAT, "key": key(spec), "seed": spec.seed, "scale": spec.scale, "settings": to_dict(spec),
         "status": status, "curve": tidy(curve), "metrics": tidy(metrics), "provenance": made,
     }  # fmt: skip
-    return write_atomically(record_path(spec, root), json.dumps(record, sort_keys=True, separators=(",", ":")).replace(',"', ',\n"') + "\n")
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return write_atomically(record_path(spec, root), text.replace(',"', ',\n"') + "\n")  # one setting a line
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class Problem:
 
 
 def read(path: Path) -> dict:
-    """One verified record, its settings parsed under "spec". Raises ValueError that names the file and what is wrong."""
+    """One verified record, its settings parsed under "spec". Raises ValueError that names the file and the fault."""
     try:
         record = json.loads(Path(path).read_text())
         spec = from_dict(record["settings"])
@@ -177,7 +185,7 @@ def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[d
 
 
 def frame(records: list[dict]) -> pd.DataFrame:
-    """One row a record: settings with dotted names (`weight.strength`), scalar metrics, key, seed, status, stale, path."""
+    """One row a record: settings with dotted names (`weight.strength`), scalar metrics, key, seed, status, path."""
     rows = []
     for record in records:
         row = {}
@@ -198,10 +206,12 @@ def write_index(root: Path | None = None) -> Path:
         path = Path(record["path"]).relative_to(root)
         if path.parent != group:
             group = path.parent
-            lines += ["", f"## {group.as_posix().removeprefix('runs/')}", "", "| record | status | test accuracy | sparsity | seconds |", "|---|---|---|---|---|"]
+            lines += ["", f"## {group.as_posix().removeprefix('runs/')}", ""]
+            lines += ["| record | status | test accuracy | sparsity | seconds |", "|---|---|---|---|---|"]
         m = record["metrics"]
         sparsity = f"{100 * m['unstructured_sparsity']:.1f} %" if "unstructured_sparsity" in m else ""
         accuracy = f"{m['test_accuracy']:.2f}" if "test_accuracy" in m else ""
-        lines.append(f"| [{path.stem}]({path.as_posix()}) | {record['status']} | {accuracy} | {sparsity} | {record['provenance']['seconds']} |")
+        numbers = f"{record['status']} | {accuracy} | {sparsity} | {record['provenance']['seconds']}"
+        lines.append(f"| [{path.stem}]({path.as_posix()}) | {numbers} |")
     lines += [f"| damaged: {p.path} | {p.why} | | | |" for p in problems]
     return write_atomically(root / "INDEX.md", "\n".join(lines) + "\n")
