@@ -68,3 +68,12 @@ data: $(ENVIRONMENT)  ## fetch CIFAR-10 (170 MB) into data/raw; other sets: pyth
 clean:  ## remove what can be made again (not the records, the environment or the data)
 	@rm -rf build .pytest_cache .ruff_cache .hypothesis results/cache
 	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
+
+# The site's own packages go into the same .venv; the versions of requirements.lock stay as they are.
+.venv/installed-site: requirements-site.lock .venv/installed
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements-site.lock -c requirements.lock
+	@touch $@
+
+.PHONY: site
+site: $(ENVIRONMENT) $(if $(ENVIRONMENT),.venv/installed-site)  ## all of this as pages to read offline, in build/site
+	@$(PY) site/build.py
