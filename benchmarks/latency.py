@@ -3,7 +3,7 @@
     python benchmarks/latency.py [--threads 1] [--rounds 7] [--device cpu]
 
 Writes results/benchmarks/latency.json and .md. The nets have random weights, since only shapes and zeros matter here.
-All variants of a net take turns, so that whatever else the machine does hits them alike; a figure is the median over
+The variants of a net take turns, so that whatever else the machine does hits them alike; a figure is the median over
 the rounds, the spread the distance between their quartiles. About two minutes on one quiet thread.
 """
 

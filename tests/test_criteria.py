@@ -184,6 +184,23 @@ def test_loss_increase_is_that_of_the_masked_net(name, shortcut):
                 torch.testing.assert_close(found[g.name][i].double(), rise, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["alexnet_small", "digits_cnn"])
+def test_loss_increase_under_autocast_sees_every_mask(name):
+    model = net(name).float()
+    x, y = (t.float() if t.is_floating_point() else t for t in batch(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = criteria.loss_increase(model, x, y)
+    model.eval()
+    with torch.no_grad():
+        for g in model.groups():
+            keep, losses = {g.name: torch.arange(g.size) != 1}, []
+            for masked in (removal.mask(model, keep), model):
+                with torch.autocast("cpu", torch.bfloat16):
+                    losses.append(cross_entropy(masked(x), y))
+            torch.testing.assert_close(found[g.name][1], losses[0] - losses[1], rtol=1e-4, atol=1e-5)
+    assert len({float(v) for s in found.values() for v in s}) > 5
+
+
 def test_loss_increase_computes_less_than_the_whole_net_for_each_channel():
     model = net("digits_cnn")
     calls, channels = [], sum(g.size for g in model.groups())

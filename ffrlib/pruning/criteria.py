@@ -143,8 +143,11 @@ def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
     cuts along: our stand-in for the follow-up paper's criterion (arXiv 2011.02389, known by its abstract).
 
     The units before the mask replay what they gave unmasked. Cost in forward passes of all images: about 420 for the
-    1,120 channels of ResNet-56, 1,100 for the 4,224 of VGG16.
+    1,120 channels of ResNet-56, 1,100 for the 4,224 of VGG16. May run under the caller's autocast, whose cache of cast
+    weights is kept off, since masks change weights in place.
     """
+    kind = images.device.type
+    low = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
     units, groups, full = _units(model), {g.name: g for g in model.groups()}, removal.full_keep(model)
     place = {part: n for n, unit in enumerate(units) for m in unit for part in m.modules()}
     whole = {p: p.clone() for g in groups.values() for p in _gates(model, g)}
@@ -164,7 +167,7 @@ def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
                 m.forward = lambda x, m=m: recorded[m]
 
     totals = {name: torch.zeros(len(kept), dtype=torch.float64, device=images.device) for name, kept in full.items()}
-    with evaluating(model):
+    with evaluating(model), low:
         try:
             for x, y in zip(images.split(batch), labels.split(batch)):
                 replay(0)
