@@ -8,6 +8,7 @@ makes README's picture and that of the latencies.
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ffrlib import tables
-from ffrlib.catalogue import middle
+from ffrlib import store, tables
+from ffrlib.catalogue import BASES, FFR_NETS, HGSR_NETS, HSQ_GL12, middle
 from ffrlib.files import results_folder, write_atomically
-from ffrlib.spec import CRITERIA
+from ffrlib.spec import CRITERIA, SCALES, key
 
 BLUE, RED, GREEN, GOLD, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#00805E", "#B87A00", "#B4558A", "#767676", "#000000"
 STYLE = {
@@ -49,13 +50,14 @@ AXES = PERCENT | {
     "swept_accuracy": "test accuracy with\nthose zeroed (%)",
     "cut_test_accuracy": "accuracy after the cut (%)", "validation_accuracy": "validation accuracy (%)",
     "loss": "cross-entropy in training", "width": "width factor",
+    "macs_removed": "MACs removed (%)", "time_saved": "time saved (%)",
 }  # fmt: skip
 
 
 # -- from records to points --------------------------------------------------------------------------------------------
 def rows(records: list[dict]) -> pd.DataFrame:
-    """One row a finished record: `tables.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, of the
-    strongest penalty, width and amount are numbers here), the model's name and the record itself."""
+    """One row a finished record: `tables.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, width
+    and amount as numbers: a strength is that of the strongest penalty), the model's name and the record itself."""
     done = [r for r in records if r["status"] == "finished"]
     labels = {name: [read(r["spec"]) for r in done] for name, read in tables.LABELS.items()}
     labels["strength"] = [max(tables.strengths_of(r["spec"]), default=0.0) for r in done]
@@ -210,6 +212,39 @@ def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
     return fig
 
 
+def time_saved(measured: list[dict]) -> Figure:
+    """MACs removed against time saved, a panel a net; `measured`: the rows of benchmarks/latency.json. On the dotted
+    line time goes as MACs go."""
+    frame = pd.DataFrame([r for r in measured if r["share"]])
+    frame = frame.assign(macs_removed=100 * frame["macs_removed"], time_saved=100 * frame["time_saved"])
+    frame["group"] = frame["kind"] + ", batch " + frame["batch"].astype(str)
+    looks = {group: (group, *OTHERS[k]) for k, group in enumerate(sorted(set(frame["group"])))}
+    fig, (axes,) = panels(1, frame["net"].nunique(), 4.6, 2.8, 1.6)
+    for ax, (net, own) in zip(axes, frame.groupby("net")):
+        ax.plot([0, 100], [0, 100], ":", color=GREY, linewidth=0.8)
+        plot(ax, own, looks, "macs_removed", "time_saved", "share", "group")
+        ax.set(title=net)
+    return fig
+
+
+def readme(scale: str) -> Figure:
+    """README's picture: what some of HGSR's criteria (left) and FFR's arms (right) free at what accuracy."""
+    records, _ = store.load_all(scale=scale)
+    fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
+    looks = {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v")}
+    looks |= {"group_lasso": ("group lasso", *FORMS["flat"][1:]), HSQ_GL12: ("squared GL12", *FORMS["squared"][1:])}
+    flow = {name: ("length + curvature" if name == "both" else name, *look) for name, look in LOOKS.items()}
+    for ax, name, nets, own, x, title in (
+        (axes[0], "1_hgsr_criteria", HGSR_NETS, looks, "removable_weight_share", "penalties on weights"),
+        (axes[1], "4_ffr_flow", FFR_NETS, flow, "removable_channel_share", "on the feature flow"),
+    ):
+        base = BASES[scale][nets[scale][0]]
+        keys = {key(s) for s in tables.unseeded(name, scale) if tables.plain_of(s) == base}
+        plot(ax, rows([r for r in records if r["key"] in keys]), own, x, "test_accuracy", "strength")
+        ax.set(title=f"{title}: {base.model}, {base.data}")
+    return fig
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 def png(fig: Figure) -> bytes:
     """The picture as a PNG, without a date or version in it."""
@@ -227,3 +262,19 @@ def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
     fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     contents = {".png": png(fig), ".svg": file.getvalue(), ".txt": alt.strip() + "\n"}
     return [write_atomically(base / f"{name}{suffix}", content) for suffix, content in contents.items()]
+
+
+def main() -> None:
+    """Makes README's picture, of the largest scale with records of HGSR's net, and that of the latencies."""
+    folder, nets = results_folder(), {s: f"{BASES[s][n[0]].data}-{n[0]}" for s, n in HGSR_NETS.items()}
+    scale = next((s for s in reversed(SCALES) if any(folder.glob(f"runs/{s}/{nets[s]}/*.json"))), "quick")
+    alt = f"Test accuracy against the share of weights (left) and channels (right) that can go within a point; {scale}."
+    paths = save(readme(scale), "readme", "", alt)
+    if (latency := folder / "benchmarks" / "latency.json").exists():
+        alt = "Time saved against MACs removed, for nets with fewer channels and for nets with scattered zeros."
+        paths += save(time_saved(json.loads(latency.read_text())["rows"]), "latency", "", alt)
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
