@@ -37,8 +37,9 @@ def _paths(features, transition: str = "skip", shortcuts=None) -> list[tuple[int
     """
     choose("transition", transition, ("skip", "pool_pad", "shortcut"))
     if transition == "shortcut":
-        ok = shortcuts is not None and len(shortcuts) == len(features) - 1 and any(s is not None for s in shortcuts)
-        require(ok, "shortcuts", shortcuts, "the L - 1 shortcuts of a net that has some, with transition 'shortcut'")
+        given = [s is not None for s in shortcuts or ()]
+        fits = any(given) and len(given) == len(features) - 1
+        require(fits, "shortcuts", shortcuts, "the L - 1 shortcuts of a net that has some, with transition 'shortcut'")
     starts = [i for i in range(len(features)) if i == 0 or features[i].shape != features[i - 1].shape]
     paths = []
     for start, stop in pairwise([*starts, len(features)]):
@@ -54,7 +55,10 @@ def _paths(features, transition: str = "skip", shortcuts=None) -> list[tuple[int
 
 def flow_counts(features, transition: str = "skip", shortcuts=None) -> tuple[int, int]:
     """How many pairs (length terms) and triples (curvature terms) `flow_penalty` finds."""
-    paths = _paths(features, transition, shortcuts)
+    return _counts(_paths(features, transition, shortcuts))
+
+
+def _counts(paths) -> tuple[int, int]:
     return sum(len(path) - 1 - lead for lead, path in paths), sum(max(0, len(path) - 2) for _, path in paths)
 
 
@@ -86,7 +90,7 @@ def _slope(v: Tensor, norm: str, scale: Tensor) -> Tensor:
     scale = scale.to(v.dtype)
     if v.dtype != torch.bfloat16 or v.device.type != "cpu" or torch.is_grad_enabled():  # enabled: differentiated again
         return v.sign() * scale
-    # A CPU takes signs of bfloat16 by way of float32; on the bits, read as integers, it is four times as fast: 0 stays 0,
+    # A CPU takes signs of bfloat16 by way of float32. On the bits, read as integers, it is twice as fast: 0 stays 0,
     # all else becomes the bits of the scale, and v's sign bit goes on top.
     bits = v.view(torch.int16)
     scaled = (bits & 0x7FFF).clamp_(max=1).mul_(scale.view(torch.int16))
@@ -106,9 +110,9 @@ def _differences(path, bends):
 class _Path(torch.autograd.Function):
     """pair * sum |d| + triple * sum |c| along features of one shape; the first `lead` steps have no pair term.
 
-    Keeps the features alone, which the net's own backward pass keeps anyway, and computes differences and signs there a
-    second time. With e_l the slope with respect to d_l (a bend adds to e_{l+1} what it takes from e_l), the gradient of
-    x_l is e_{l-1} - e_l.
+    Keeps the features alone, which the net keeps anyway, and computes differences and signs a second time in backward.
+    With e_l the slope with respect to d_l (a bend adds to the next e what it takes from this), the gradient of x_l
+    is e_{l-1} - e_l.
     """
 
     generate_vmap_rule = True
@@ -141,24 +145,6 @@ class _Path(torch.autograd.Function):
             slopes.append(slope)
         first = -slopes[0]
         return (None, None, None, None, first, *(e.sub_(following) for e, following in pairwise(slopes)), slopes[-1])
-
-
-class _Absolute(torch.autograd.Function):
-    """The sum of mean |x| over several tensors; keeps nothing but them."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*features):
-        return sum(x.abs().sum(dtype=_wide(x)) / x.numel() for x in features)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return tuple(_slope(x, "l1", grad / x.numel()) for x in ctx.saved_tensors)
 
 
 def _units(path) -> list[Tensor]:
@@ -198,12 +184,14 @@ def flow_penalty(
     choose("norm", norm, ("l1", "l2", "squared_l2"))
     choose("curvature_kind", curvature_kind, ("second_difference", "angle"))
     choose("reduction", reduction, ("mean", "sum"))
-    counts = flow_counts(features, transition, shortcuts)
-    for term, strength, count in zip(("length needs pairs", "curvature needs triples"), (length, curvature), counts):
+    paths = _paths(features, transition, shortcuts)
+    for term, strength, count in zip(
+        ("length needs pairs", "curvature needs triples"), (length, curvature), _counts(paths)
+    ):
         require(strength == 0 or count > 0, f"the number found where {term} of features of one shape", count,
                 f"1 or more (transition {transition!r}, {len(features)} features)")  # fmt: skip
     total = torch.zeros((), device=features[0].device)
-    for lead, path in _paths(features, transition, shortcuts):
+    for lead, path in paths:
         n = path[0][0].numel() if reduction == "mean" else 1
         size = len(path[0]) * (n**0.5 if norm == "l2" else n)
         triple = curvature if curvature_kind == "second_difference" and len(path) > 2 else 0.0
@@ -215,22 +203,21 @@ def flow_penalty(
 
 
 def activation_penalty(features) -> Tensor:
-    """The control of FFR: the sum over features of mean |x| over batch and elements; a 0-dim tensor."""
-    return _Absolute.apply(*features)
+    """The control of FFR: the sum over features of mean |x| over batch and elements, as steps from zero; 0-dim."""
+    return sum(_Path.apply("l1", 1 / x.numel(), 0.0, 0, x.new_zeros(()), x) for x in features)
 
 
 def turning_angle(features) -> Tensor:
-    """Mean turning angle, radians, over all triples of one shape and all samples (0 at a zero step); NaN without any."""
+    """Mean turning angle, radians, over triples of one shape and samples (0 at a zero step); NaN without a triple."""
     angles = [angle for _, path in _paths(features) for angle in _angles(path)]
     return torch.stack(angles).mean() if angles else torch.full((), torch.nan, device=features[0].device)
 
 
 def straightness(features) -> Tensor:
-    """Line-shape score, number of steps / |sum of unit steps|: 1 for a straight flow, more for a bent one (2102.09235).
+    """Line-shape score (2102.09235), number of steps / |sum of unit steps|: 1 for a straight flow, more for a bent one.
 
     One score a sample and a run of one shape with two steps or more; zero steps are left out, a sample that never moves
-    scores 1. Averaged over samples, and over runs in proportion to their steps. NaN where no run has two steps, infinite
-    where a sample's unit steps lead back to their start.
+    scores 1. Averaged over samples, and over runs in proportion to their steps. NaN where no run has two steps.
     """
     total, count = torch.zeros((), device=features[0].device), 0
     for units in (_units(path) for _, path in _paths(features) if len(path) > 2):

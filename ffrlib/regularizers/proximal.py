@@ -44,9 +44,8 @@ def step_(
 ) -> None:  # fmt: skip
     """In place, after an optimiser's step: W <- prox of threshold * (mix * name + (1 - mix) * second), layer by layer.
 
-    Closed forms: l1, group_lasso, exclusive_sparsity, and l1 mixed with either (soft thresholding goes first). Anything
-    else raises ValueError. With momentum, the subgradient path at strength s and learning rate lr moves about as far as
-    threshold lr * s / (1 - momentum).
+    Closed forms: l1, group_lasso, exclusive_sparsity, and l1 mixed with either (soft thresholding first); ValueError
+    for anything else. Subgradients of strength s move as far as threshold = learning rate * s / (1 - momentum).
     """
     choose("the proximal step's criterion", name, STEPS)
     choose("grouping", grouping, GROUPINGS)

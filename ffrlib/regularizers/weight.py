@@ -1,14 +1,14 @@
 """HGSR's family of weight penalties: ten criteria that are one formula with three exponents.
 
-A convolution's weight W[o, i, h, w] is seen as O x I *kernels*. With s(kernel) = sum |W| or sum W^2, every criterion is
+A convolution's weight W[o, i, h, w] is O x I *kernels*. With s(kernel) = sum |W| or sum W^2, every criterion is
 
     R(W) = sum over groups of ( sum over the group's kernels of s(kernel) ** inner ) ** outer
 
-and a group holds the kernels of one input channel ("feature") or one output channel ("neuron"). Hierarchical criteria have
-inner != 1, and outer 1/2 ("square-rooted") or 2 ("squared"). Sums, no means, no factor for a group's size: as published.
-The gradient, outer * G ** (outer - 1) * inner * s ** (inner - 1) * ds/dW, is written by hand: autograd's is NaN (0 * inf)
-where a kernel or a group is exactly zero. There it is 0: a subgradient of the convex criteria, and for the concave ones,
-whose slope at zero is infinite, the convention that leaves a zero where it is.
+where a group is an input channel ("feature") or an output channel ("neuron"). Hierarchical criteria have inner != 1 and
+outer 1/2 ("square-rooted") or 2 ("squared"). Sums, no means, no factor for a group's size: as in the paper's code.
+The gradient, outer * G ** (outer - 1) * inner * s ** (inner - 1) * ds/dW, is written by hand: autograd's is NaN where a
+kernel or a group is exactly zero. There it is 0: a subgradient of the convex criteria, and for the others, whose slope
+at zero is infinite, the convention that leaves a zero where it is.
 """
 
 from functools import partial
@@ -112,8 +112,8 @@ def weight_penalty(
 ) -> Tensor:  # fmt: skip
     """`strength * (mix * name + (1 - mix) * second)` over the weights of `penalised_weights`; a 0-dim tensor.
 
-    Sparse group lasso is group_lasso mixed with l1; the CGES-like mixture is group_lasso with exclusive_sparsity;
-    "network_slimming" is the L1 norm of the batch norms' scales. ValueError: an unknown option, nothing to penalise.
+    group_lasso mixed with l1 is sparse group lasso, with exclusive_sparsity CGES-like; "network_slimming" is the L1
+    norm of the batch norms' scales. ValueError: an unknown option, or nothing to penalise.
     """
     choose("the penalty", name, ("network_slimming", *FORMS))
     choose("second", second, FORMS)
@@ -122,7 +122,7 @@ def weight_penalty(
     for which, share in ((name, mix), (second, 1 - mix)):
         if share > 0:
             weights = penalised_weights(model, which, include_linear)
-            if which == "network_slimming":  # the L1 norm of a vector, seen as a linear layer with one output
+            if which == "network_slimming":  # a vector, seen as a linear layer with one output
                 weights, which = [w.unsqueeze(0) for w in weights], "l1"
             terms.append(strength * share * penalty(weights, which, grouping))
     return sum(terms)
