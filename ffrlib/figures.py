@@ -8,6 +8,7 @@ makes README's picture and that of the latencies.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -36,7 +37,7 @@ FORMS = {  # what a line of a family shows: prefix of the criterion, colour, lin
 }
 LOOKS = {"plain": (BLACK, "-", "*"), "control": (GOLD, "--", "s"), "length": (GREEN, ":", "^"),
          "curvature": (PINK, "-.", "v"), "both": (BLUE, "-", "o")}  # fmt: skip
-OTHERS = [(colour, line, "o") for line in ("-", "--", ":") for colour in (BLUE, RED, GREEN, GOLD, PINK, GREY)]
+OTHERS = [(colour, line, "D") for line in ("-", "--", ":") for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]
 SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
          "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
 PERCENT = {  # shares, which are shown in percent
@@ -179,10 +180,9 @@ def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "stren
 def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength", column: str = "arm") -> Figure:
     """A panel for each (x, y) of `pairs`; a line for each value of `column` through its means at each value of `by`."""
     fig, (axes,) = panels(1, len(pairs), 3.3 if len(pairs) > 2 else 4.4, 2.8, 0.9 if len(pairs) > 2 else 1.3)
-    looks = {
-        v: (short(v), *LOOKS.get(v, OTHERS[k % len(OTHERS)]))
-        for k, v in enumerate(sorted(set(frame[column]), key=place))
-    }
+    values = sorted(set(frame[column]), key=place)
+    others = dict(zip((v for v in values if v not in LOOKS), itertools.cycle(OTHERS)))
+    looks = {v: (short(v), *(LOOKS.get(v) or others[v])) for v in values}
     for ax, (x, y) in zip(axes, pairs):
         plot(ax, frame, looks, x, y, by, column)
     return fig

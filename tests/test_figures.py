@@ -1,0 +1,218 @@
+"""Figures and experiments: what is drawn is what the records say, files are the same bytes twice, samples are small."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffrlib import catalogue, experiments, figures, store, tables
+from ffrlib.spec import CRITERIA, ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, key
+
+SWEEP = {"threshold": [1e-3, 1e-2], "sparsity": [0.1, 0.5], "zero_channels": [0, 0], "test_accuracy": [98.0, 60.0]}
+
+
+def record(root, spec, status="finished", **metrics):
+    """A stored record of `spec` with made-up metrics, read back as `store.load_all` gives it."""
+    metrics = {
+        "test_accuracy": 98.0,
+        "validation_accuracy": 97.0,
+        "layer_sparsity": [0.1, 0.9],
+        "threshold_sweep": SWEEP,
+    } | metrics
+    curve = {"loss": [2.0, 1.0], "penalty": [0.0, 0.0], "observed_epoch": [2], "validation_accuracy": [97.0]}
+    made = {"code": store.code_hash(spec), "seconds": 1.0}
+    return store.read(store.save(spec, status, curve, metrics, made, root))
+
+
+def lines_of(ax):
+    """{colour: (x, y)} of the lines with more than one point."""
+    drawn = [(line.get_color(), np.asarray(line.get_xydata())) for line in ax.lines]
+    return {colour: points for colour, points in drawn if len(points) > 1}
+
+
+def texts_of(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+@pytest.fixture
+def hgsr(tmp_path):
+    """Records of the plain net and of group lasso at two strengths, three seeds each."""
+    specs = [(RunSpec(seed=seed), 0.2, 98.0) for seed in range(3)]
+    for strength, share, accuracy in ((0.1, 0.4, 97.0), (0.3, 0.6, 95.0)):
+        for seed in range(3):
+            specs.append(
+                (
+                    RunSpec(weight=WeightPenalty("group_lasso", strength), seed=seed),
+                    share + 0.01 * seed,
+                    accuracy + seed,
+                )
+            )
+    return [record(tmp_path, s, removable_weight_share=share, test_accuracy=a) for s, share, a in specs]
+
+
+def test_a_curve_joins_the_means_over_seeds_at_each_strength_with_their_interval(hgsr):
+    fig = figures.families(figures.rows(hgsr), [("removable_weight_share", "test_accuracy")])
+    points = lines_of(fig.axes[0])[figures.BLUE]
+    assert points == pytest.approx(np.array([[41.0, 98.0], [61.0, 96.0]]))
+    band = fig.axes[0].collections[0].get_paths()[0].vertices
+    low, high = tables.interval([95.0, 96.0, 97.0])[1:]
+    at_strongest = band[np.isclose(band[:, 0], 61.0), 1]
+    assert at_strongest.min() == pytest.approx(low) and at_strongest.max() == pytest.approx(high)
+    star = [line for line in fig.axes[0].lines if line.get_marker() == "*"]
+    assert star[0].get_xydata().tolist() == [[20.0, 98.0]]
+
+
+def test_lines_are_named_and_what_was_not_run_is_said(hgsr):
+    group_lasso, exclusive, _ = figures.families(figures.rows(hgsr), [("removable_weight_share", "test_accuracy")]).axes
+    assert texts_of(group_lasso) == ["flat"]
+    assert texts_of(exclusive) == ["not run"]
+    assert texts_of(figures.families(figures.rows([]), [("removable_weight_share", "test_accuracy")]).axes[0]) == [
+        "not run"
+    ]
+    assert texts_of(figures.layer_sparsity(figures.rows([])).axes[0]) == ["not run"]
+
+
+def test_diverged_runs_are_not_drawn(tmp_path, hgsr):
+    bad = record(tmp_path, RunSpec(weight=WeightPenalty("group_lasso", 3.0)), "diverged", removable_weight_share=0.99)
+    assert len(figures.rows([*hgsr, bad])) == len(hgsr)
+
+
+@given(st.lists(st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5)), min_size=1, max_size=11))
+@settings(max_examples=25, deadline=None)
+def test_names_keep_apart_inside_the_axes_and_in_the_order_of_their_lines(ends):
+    fig, ((ax,),) = figures.panels(1, 1)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_autoscale_on(False)
+    figures.name_lines(ax, [(x, y, str(k), "black") for k, (x, y) in enumerate(ends)])
+    heights = [text.xyann[1] for text in ax.texts]
+    assert sorted(heights) == heights and heights[-1] <= 1 + 1e-9
+    gap = 8 * 1.2 / (72 * ax.get_window_extent().height / fig.dpi)
+    assert all(b - a >= gap - 1e-9 for a, b in zip(heights, heights[1:]))
+    drawn = [ends[int(text.get_text())][1] for text in ax.texts]
+    assert drawn == sorted(drawn)
+
+
+def test_arms_have_their_own_looks_and_a_net_without_penalty_is_a_dotted_line(tmp_path):
+    made = [record(tmp_path, RunSpec())]
+    for strength in (0.1, 1.0):
+        made.append(record(tmp_path, RunSpec(activation=ActivationControl(strength))))
+        made.append(record(tmp_path, RunSpec(flow=FlowPenalty(strength, strength))))
+    (ax,) = figures.arms(figures.rows(made), [("strength", "test_accuracy")]).axes
+    assert ax.get_xscale() == "log" and sorted(texts_of(ax)) == ["both", "control"]
+    assert ":" in {line.get_linestyle() for line in ax.lines}
+    assert lines_of(ax)[figures.GOLD][:, 0].tolist() == [0.1, 1.0]
+
+
+def test_no_two_lines_of_a_picture_look_alike(tmp_path):
+    names = [*CRITERIA, "network_slimming"]
+    made = [record(tmp_path, RunSpec(weight=WeightPenalty(n, s), activation=ActivationControl(a)))
+            for n in names for s in (0.1, 0.2) for a in (0.0, 0.5)]  # fmt: skip
+    (ax,) = figures.arms(figures.rows(made), [("strength", "test_accuracy")]).axes
+    looks = [(line.get_color(), line.get_linestyle()) for line in ax.lines]
+    assert len(set(looks[:18])) == 18 and len(looks) == 22
+
+
+def test_cut_nets_are_placed_by_the_macs_they_have_left(tmp_path):
+    made = [record(tmp_path, RunSpec(pruning=Pruning("l1_norm", "macs_share", amount)), macs=200, macs_left=left)
+            for amount, left in ((0.3, 130), (0.5, 90))]  # fmt: skip
+    (ax,) = figures.arms(figures.rows(made), [("macs_left_share", "test_accuracy")], "amount", "score").axes
+    (points,) = lines_of(ax).values()
+    assert points[:, 0] == pytest.approx([45.0, 65.0]) and texts_of(ax) == ["L1 norm"]
+
+
+def test_unrolled_lists_keep_their_row(hgsr):
+    frame = figures.at_middle(figures.rows(hgsr))
+    assert set(frame["strength"]) == {0.0, 0.3}
+    sweeps = [r["metrics"]["threshold_sweep"] for r in frame["record"]]
+    swept = figures.unrolled(
+        frame, {"threshold": [s["threshold"] for s in sweeps], "swept_sparsity": [s["sparsity"] for s in sweeps]}
+    )
+    assert len(swept) == 2 * len(frame) and set(swept["swept_sparsity"]) == {10.0, 50.0}
+
+
+def test_layers_show_the_mean_over_seeds_in_percent(hgsr):
+    ax = figures.layer_sparsity(figures.rows(hgsr)).axes[0]
+    assert texts_of(ax) == ["10", "90"] * 2
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["plain", "GL"]
+
+
+def test_time_saved_leaves_the_dense_net_out_and_counts_in_percent():
+    row = {"net": "vgg16", "shortcut": "", "batch": 1}
+    fig = figures.time_saved(
+        [row | {"kind": "dense", "share": 0.0, "macs_removed": 0.0, "time_saved": 0.0}]
+        + [
+            row | {"kind": "fewer channels", "share": s, "macs_removed": m, "time_saved": t}
+            for s, m, t in ((0.5, 0.7, 0.6), (0.75, 0.9, 0.8))
+        ]
+    )
+    assert lines_of(fig.axes[0])[figures.OTHERS[0][0]] == pytest.approx(np.array([[70.0, 60.0], [90.0, 80.0]]))
+
+
+def test_files_are_the_same_bytes_twice_and_hold_no_date(tmp_path, monkeypatch, hgsr):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path / "out"))
+    contents = []
+    for _ in range(2):
+        fig = figures.families(figures.rows(hgsr), [("removable_weight_share", "test_accuracy")])
+        contents.append([path.read_bytes() for path in figures.save(fig, "a", "quick", "What is to be seen.")])
+    png, svg, text = contents[0]
+    assert contents[0] == contents[1] and text == b"What is to be seen.\n"
+    assert b"Matplotlib" not in svg and b"<dc:date>" not in svg and b"Software" not in png
+
+
+def test_the_readme_picture_is_of_the_largest_scale_with_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    figures.main()  # nothing has been run: the picture says so
+    base = catalogue.BASES["laptop"]["alexnet_small"]
+    record(tmp_path, base, removable_weight_share=0.5)
+    rows = [
+        {"net": "vgg16", "kind": "fewer channels", "share": 0.5, "batch": 1, "macs_removed": 0.7, "time_saved": 0.6}
+    ]
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "latency.json").write_text(json.dumps({"rows": rows}))
+    figures.main()
+    assert "laptop" in (tmp_path / "figures" / "readme.txt").read_text()
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {
+        f"{n}.{s}" for n in ("readme", "latency") for s in ("png", "svg", "txt")
+    }
+    assert "readme.png" in capsys.readouterr().out
+
+
+# -- experiments -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", catalogue.RUNS)
+def test_a_sample_is_part_of_the_runs_and_small(name, monkeypatch):
+    whole = experiments.needed(name, "quick")
+    monkeypatch.setenv("FFR_SAMPLE", "1")
+    sample = experiments.needed(name, "quick")
+    assert set(sample) <= set(whole) and 1 <= len(sample) <= 4 and whole[0] in sample
+
+
+def test_seeds_are_passed_on_and_must_not_be_negative():
+    assert {spec.seed for spec in experiments.needed("1_hgsr_criteria", "quick", 7)} == set(range(7))
+    with pytest.raises(ValueError, match="seeds is -1; allowed: 0"):
+        experiments.needed("1_hgsr_criteria", "quick", -1)
+    with pytest.raises(ValueError, match="did you mean '4_ffr_flow'"):
+        experiments.needed("4_ffr_flaw", "quick")
+
+
+def test_records_are_those_of_the_experiment_and_a_damaged_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    base = catalogue.BASES["quick"]["digits_cnn"]
+    mine = record(tmp_path, RunSpec(weight=WeightPenalty("l1", 0.123456)))
+    theirs = record(tmp_path, base)
+    assert [r["key"] for r in experiments.records("1_hgsr_criteria", "quick")] == [theirs["key"]] != [mine["key"]]
+    store.record_path(base).write_text("{")
+    with pytest.raises(ValueError, match=key(base)):
+        experiments.records("1_hgsr_criteria", "quick")
+
+
+def test_a_sample_keeps_no_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    fig = figures.families(figures.rows([]), [("strength", "test_accuracy")])
+    monkeypatch.setenv("FFR_SAMPLE", "1")
+    image = experiments.show(fig, "nothing", "a", "quick")
+    assert image.data[:4] == b"\x89PNG" and image.alt == "nothing" and not list(tmp_path.iterdir())
+    monkeypatch.delenv("FFR_SAMPLE")
+    experiments.show(fig, "nothing", "a", "quick")
+    assert len(list((tmp_path / "figures" / "quick").iterdir())) == 3
