@@ -197,7 +197,8 @@ def published_resnet56() -> Iterator[tuple[float, RunSpec]]:
                     recipe=Recipe(epochs=0, lr=0.01, augment="crop_flip"))  # fmt: skip
     tuned = replace(start, train_size=20000, recipe=replace(start.recipe, epochs=2, lr=0.02))
     cut = replace(start, train_size=20000)
-    for spec in (start, *cuts(cut, (*FEW_SCORES, "loss_increase"), (0.3, 0.5, 0.7), "macs_share", 1, 0.02)):
+    by_loss = cuts(cut, ["loss_increase"], (0.3, 0.5, 0.7), "macs_share", 1, 0.02, samples=64)  # 400 passes over them
+    for spec in (start, *cuts(cut, FEW_SCORES, (0.3, 0.5, 0.7), "macs_share", 1, 0.02), *by_loss):
         yield 2, spec
     arms = [flow_arm(tuned, arm, s) for arm in ("control", "both") for s in strengths("laptop", "resnet56", arm)]
     arms += [weight_arm(tuned, n, s) for n in ("group_lasso", HSQ_GL12) for s in strengths("laptop", "resnet56", n)]

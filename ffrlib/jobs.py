@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,21 +115,33 @@ def cut_channels(model, spec: RunSpec, images: data.ImageSet, device) -> tuple[t
     generator = torch.Generator().manual_seed(stream_seed(spec.seed, "pruning samples"))
     chosen = torch.randperm(len(images.train[1]), generator=generator)[: p.samples].to(device)
     x, y = data.normalise(images.train[0][chosen], images.mean, images.std), images.train[1][chosen]
-    scores = criteria.scores(p.score, model, x, y, seed=spec.seed)
     shape, loss = tuple(x.shape[1:]), criteria.loss_of(model, x, y)
-    keep, held_back = budgets.choose_keep(model, scores, p.budget, p.amount, p.scope, p.groups, shape, loss)
+    low = precision(spec, device) == torch.bfloat16
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if low else nullcontext():
+        scores = criteria.scores(p.score, model, x, y, seed=spec.seed)
+        keep, held_back = budgets.choose_keep(model, scores, p.budget, p.amount, p.scope, p.groups, shape, loss)
     cut = removal.shrink(model, keep)
     return cut, None, measure.pruned_report(model, cut, keep, images) | {"held_back": held_back}
+
+
+def save_failure(spec: RunSpec, status: str, failure: dict | None, device, root) -> str:
+    """The record of a cut that could not be made, and why; returns its status."""
+    made = store.provenance(spec, device, precision(spec, device), "one", images_of(spec, device).digest, 0.0)
+    store.save(spec, status, {}, {"failure": failure}, made, root)
+    return status
 
 
 def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, root=None) -> str:
     """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record; returns its status."""
     start, p, dtype, images = time.monotonic(), spec.pruning, precision(spec, device), images_of(spec, device)
     model = model.to(device, memory_format=torch.channels_last).eval()
-    if p.budget == "weight_share":
-        cut, masks, metrics = cut_weights(model, p.amount)
-    else:
-        cut, masks, metrics = cut_channels(model, spec, images, device)
+    try:
+        if p.budget == "weight_share":
+            cut, masks, metrics = cut_weights(model, p.amount)
+        else:
+            cut, masks, metrics = cut_channels(model, spec, images, device)
+    except ValueError as error:  # a share that the least of one channel a layer puts out of reach: a result as well
+        return save_failure(spec, "unreachable", {"reason": str(error)}, device, root)
     metrics["base_test_accuracy"] = base_metrics["test_accuracy"]
     metrics["cut_test_accuracy"] = percent(cut, images.test, images, dtype)
     metrics["cut_validation_accuracy"] = percent(cut, images.validation, images, dtype)
@@ -156,10 +169,7 @@ def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float) 
     statuses, record = [], store.lookup(base, root)
     for spec in cuts:
         if record["status"] != "finished":
-            digest = images_of(spec, device).digest
-            made = store.provenance(spec, device, precision(spec, device), "one", digest, 0.0)
-            store.save(spec, "diverged", {}, {"failure": record["metrics"].get("failure")}, made, root)
-            statuses.append("diverged")
+            statuses.append(save_failure(spec, "diverged", record["metrics"].get("failure"), device, root))
         elif time.monotonic() > deadline:
             statuses.append("paused")
         else:

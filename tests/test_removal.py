@@ -285,7 +285,10 @@ def test_removing_the_removable_changes_nothing(family, share, seed):
     assert (out - cut).abs().max() <= 1e-12 * out.abs().max()
     for group in model.groups():
         if not models.carried(model) or group.kind == "inner":
-            assert keep[group.name].sum() == max(1, int(dead[group.name].sum()))
+            weights = [model.get_submodule(name).weight for name in group.readers]
+            read = [any(bool(w.unflatten(1, (group.size, -1))[:, c].any()) for w in weights) for c in range(group.size)]
+            living = [bool(a) and (r or group.kind == "stream") for a, r in zip(dead[group.name], read)]
+            assert keep[group.name].sum() == max(1, sum(living))
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B"])
@@ -448,3 +451,22 @@ def test_onnx_export_of_a_cut_net(tmp_path):
     session = runtime.InferenceSession(tmp_path / "cut.onnx")
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert abs(out - shrunk(x).detach().numpy()).max() <= 1e-5 * shrunk(x).abs().max().item()
+
+
+def test_a_channel_that_nobody_reads_is_removable_but_not_from_a_stream():
+    for name, shortcut in (("digits_cnn", None), ("alexnet_small", None), ("resnet20", "A"), ("resnet20", "B")):
+        model = net(name, shortcut)
+        groups = {group.name: group for group in model.groups()}
+        with torch.no_grad():
+            for group in groups.values():
+                for reader in group.readers:
+                    weight = model.get_submodule(reader).weight
+                    weight.reshape(len(weight), group.size, -1)[:, : group.size // 2] = 0
+        keep = removal.removable(model)
+        for name, group in groups.items():
+            gone = group.size // 2 if group.kind == "inner" else 0
+            assert int((~keep[name]).sum()) == gone, name
+        x = images(model)
+        with torch.no_grad():
+            assert torch.equal(model(x), removal.mask(model, keep)(x))
+            assert (model(x) - removal.shrink(model, keep)(x)).abs().max() < 1e-12

@@ -143,12 +143,13 @@ def zero_channels(model: nn.Module, threshold: float = 0.0) -> Keep:
 
 
 def removable(model: nn.Module) -> Keep:
-    """The `keep` that cuts each channel that is exactly zero for every input: `shrink` then changes no output.
+    """The `keep` that cuts each channel that is exactly zero, or unread, for every input: `shrink` changes no output.
 
     Zero is a channel whose batch norms have scale and shift 0 (whatever the weights before them, for they act no more),
     or, without batch norm, whose weights and bias are 0; for a stream that holds for every writer, and under option A
     for the channel carried there. A batch norm that turns zero weights into a constant keeps its channel: even where
-    the constant could be moved into the readers, their zero padding has none of it at the border.
+    the constant could be moved into the readers, their zero padding has none of it at the border. Unread is a channel
+    inside a block or of a plain net to which all readers give weight 0: what feature-wise penalties lead to.
     """
     keep = {}
     for group in model.groups():
@@ -156,6 +157,10 @@ def removable(model: nn.Module) -> Keep:
         for module in (model.get_submodule(norm or writer) for writer, norm in zip(group.writers, group.norms)):
             for parameter in module.parameters():
                 alive |= parameter.detach().reshape(group.size, -1).ne(0).any(1).cpu()
+        if group.kind == "inner":  # a stream's channel also travels on through the shortcuts
+            weights = [model.get_submodule(name).weight.detach() for name in group.readers]
+            read = [w.reshape(len(w), group.size, -1).ne(0).any(2).any(0).cpu() for w in weights]
+            alive &= torch.stack(read).any(0)
         keep[group.name] = alive
     for earlier, later, sources in models.carried(model):
         keep[later] |= torch.tensor([source >= 0 and bool(keep[earlier][source]) for source in sources])
