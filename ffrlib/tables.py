@@ -109,8 +109,8 @@ def accuracy_at_sparsity(arm, target: float, x="unstructured_sparsity", y="zeroe
 
 def chosen_strength(arm: pd.DataFrame, plain: pd.DataFrame, measure: str) -> str | None:
     """Key of an arm's chosen strength: the largest mean `measure` among strengths without a diverged run whose mean
-    validation accuracy is at most `HELD` below that of the plain runs (of equal ones the more accurate). None where there
-    is none. See docs/protocol.md."""
+    validation accuracy is at most `HELD` below the plain runs' (of equal ones the more accurate); None where there is
+    none. See docs/protocol.md."""
     sound = arm.groupby("key").filter(lambda group: (group["status"] == "finished").all())
     means = sound.groupby("key")[["validation_accuracy", measure]].mean().dropna()
     means = means[means["validation_accuracy"] >= plain["validation_accuracy"].mean() - HELD]

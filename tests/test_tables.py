@@ -1,0 +1,240 @@
+"""Statistics against independent formulas, tables from fabricated records; nothing is trained here."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ffrlib import catalogue, store, tables
+from ffrlib.spec import RunSpec, WeightPenalty, key
+
+MADE = {"device": "cpu", "cpu": "some CPU", "threads": 1, "precision": "float32", "versions": {"torch": "2"},
+        "data": "d", "stacking": "one", "commit": "c", "dirty": False, "runner": "python", "seconds": 6.0}  # fmt: skip
+METRICS = {"test_accuracy": 97.0, "validation_accuracy": 97.0, "test_loss": 0.1, "zeroed_test_accuracy": 96.0,
+           "unstructured_sparsity": 0.1, "zero_kernels": 0.0, "zero_channels": 0.0, "removable_channels": 0.0,
+           "silent_channels": 0.0, "removable_weight_share": 0.3, "removable_channel_share": 0.2, "parameters": 1000,
+           "macs": 10000, "parameters_left": 900, "macs_left": 9000, "layer_sparsity": [0.1, 0.2]}  # fmt: skip
+GRID = {"group_lasso": [0.001, 0.01, 0.1], catalogue.HSQ_GL12: [0.0001, 0.001, 0.01], "both": [0.01, 0.1, 1.0],
+        "control": [0.02, 0.2, 2.0]}  # fmt: skip
+finite = st.floats(-1e3, 1e3)
+
+
+@pytest.fixture(autouse=True)
+def grid(monkeypatch):
+    monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: GRID.get(arm, []))
+
+
+def keep(root, spec, status="finished", made=(), **metrics):
+    """A fabricated record, written and read back by the store."""
+    metrics = METRICS | metrics if status == "finished" else {"failure": {"epoch": 1}}
+    curve = {"loss": [1.0, 0.5], "seconds": 3.0}
+    return store.read(
+        store.save(spec, status, curve, metrics, MADE | {"code": store.code_hash(spec)} | dict(made), root)
+    )
+
+
+def seeded(spec, count):
+    """The same run with the seeds 0 to count - 1."""
+    return [replace(spec, seed=seed) for seed in range(count)]
+
+
+PLAIN = catalogue.BASES["quick"]["digits_cnn"]
+
+
+def lasso(strength):
+    return catalogue.weight_arm(PLAIN, "group_lasso", strength)
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+@given(st.lists(finite, min_size=2, max_size=30))
+def test_interval_is_students_t(values):
+    mean, low, high = tables.interval(values)
+    spread = np.std(values, ddof=1) / math.sqrt(len(values))
+    assert mean == pytest.approx(np.mean(values), abs=1e-9)
+    if spread > 1e-9:
+        expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), spread)
+        assert (low, high) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    else:
+        assert high - low == pytest.approx(0, abs=1e-6)
+
+
+def test_interval_of_many_values_is_a_fixed_bootstrap():
+    values = np.random.default_rng(1).exponential(size=200)
+    mean, low, high = tables.interval(values)
+    assert (mean, low, high) == tables.interval(values)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(200)
+    assert low == pytest.approx(mean - half, abs=0.2 * half) and high == pytest.approx(mean + half, abs=0.2 * half)
+    assert high - mean != pytest.approx(mean - low, rel=1e-6)  # skewed, as a bootstrap of skewed values is
+
+
+def test_interval_of_too_little():
+    assert tables.interval([3.0])[0] == 3.0 and math.isnan(tables.interval([3.0])[1])
+    assert all(math.isnan(v) for v in tables.interval([]))
+    assert all(math.isnan(v) for v in tables.interval([1.0, math.nan]))
+
+
+@given(st.lists(finite, min_size=2, max_size=8), finite)
+def test_a_constant_lead_has_no_width(values, lead):
+    other = pd.Series(values)
+    first = pd.concat([other + lead, pd.Series([1e6], index=[99])])  # a seed that only one arm has
+    assert tables.paired_interval(first, other) == pytest.approx((lead, lead, lead), abs=1e-8)
+
+
+def test_aggregate_counts_diverged_runs_and_refuses_mixed_scales(tmp_path):
+    first, second, third = seeded(lasso(0.01), 3)
+    records = [keep(tmp_path, first, test_accuracy=90.0), keep(tmp_path, second, test_accuracy=92.0)]
+    records.append(keep(tmp_path, third, "diverged"))
+    row = tables.aggregate(tables.frame_of(records), ["key"], ["test_accuracy"]).iloc[0]
+    assert (row["n"], row["n_diverged"], row["test_accuracy"], row["stale"]) == (3, 1, 91.0, "")
+    assert row["test_accuracy high"] == pytest.approx(91 + 12.706 * math.sqrt(2) / math.sqrt(2), abs=1e-2)
+    other = keep(tmp_path, catalogue.BASES["laptop"]["resnet20"])
+    with pytest.raises(ValueError, match="laptop, quick"):
+        tables.aggregate(tables.frame_of([*records, other]), ["key"], ["test_accuracy"])
+
+
+@given(st.floats(0.3, 0.9), st.floats(-20, 20), st.floats(50, 99))
+def test_interpolation_is_exact_on_a_line_and_never_extrapolates(target, slope, level):
+    rows = [{"seed": seed, "unstructured_sparsity": x, "zeroed_test_accuracy": level + seed + slope * x}
+            for seed, reach in ((0, 0.9), (1, 0.95)) for x in (0.6, 0.3, reach, 0.1)]  # fmt: skip
+    at = tables.accuracy_at_sparsity(pd.DataFrame(rows), target)
+    assert list(at) == pytest.approx([level + slope * target, level + 1 + slope * target])
+    assert tables.accuracy_at_sparsity(pd.DataFrame(rows), 0.92).empty  # seed 0 does not reach it
+    assert tables.accuracy_at_sparsity(pd.DataFrame(rows), 0.05).empty
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(94, 98), st.floats(0, 1), st.booleans()), min_size=1, max_size=6))
+def test_chosen_strength_is_the_sparsest_within_a_point(strengths):
+    rows = []
+    for k, (v, x, bad) in enumerate(strengths):
+        for seed in (0, 1):
+            status = "diverged" if bad and seed else "finished"
+            rows.append({"key": str(k), "seed": seed, "status": status, "validation_accuracy": v + seed - 0.5,
+                         "removable_weight_share": x, "test_accuracy": 100 * x})  # fmt: skip
+    plain = pd.DataFrame({"validation_accuracy": [96.5, 97.5]})
+    found = tables.chosen_strength(pd.DataFrame(rows), plain, "removable_weight_share")
+    allowed = {k: x for k, (v, x, bad) in enumerate(strengths) if not bad and v >= 96 + 1e-9}
+    doubtful = any(abs(v - 96) < 1e-9 for v, _, _ in strengths)
+    if not doubtful:
+        assert found is None if not allowed else strengths[int(found)][1] == max(allowed.values())
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", catalogue.RUNS)
+def test_layout_is_the_same_with_and_without_records(name, tmp_path):
+    records = [keep(tmp_path, spec) for spec in (PLAIN, *seeded(lasso(0.01), 2))]
+    empty, some = tables.experiment_tables(name, "quick", []), tables.experiment_tables(name, "quick", records)
+    assert list(empty) == list(some)
+    for kind in empty:
+        assert list(empty[kind].columns) == list(some[kind].columns) and len(empty[kind]) == len(some[kind])
+        if kind != "published":
+            assert (empty[kind]["n"] == 0).all() and tables.NOT_RUN in empty[kind].to_numpy()
+    for kind, table in tables.experiment_tables(name, "laptop", []).items():  # another scale, other layers alone
+        assert kind == "layers" or list(table.columns) == list(empty[kind].columns)
+
+
+def test_strengths_table_shows_means_diverged_stale_and_chosen(tmp_path):
+    records = [keep(tmp_path, spec) for spec in seeded(PLAIN, 2)]
+    for strength, share, accuracy in ((0.001, 0.4, 97.0), (0.01, 0.6, 96.2), (0.1, 0.9, 95.0)):
+        made = {"code": "old"} if strength == 0.01 else {}
+        numbers = {"removable_weight_share": share, "validation_accuracy": accuracy}
+        records += [keep(tmp_path, spec, made=made, **numbers) for spec in seeded(lasso(strength), 2)]
+    records.append(keep(tmp_path, seeded(lasso(0.1), 3)[2], "diverged"))
+    table = tables.experiment_tables("1_hgsr_criteria", "quick", records)["strengths"]
+    rows = table[table["arm"] == "group_lasso"].set_index("strength")
+    assert list(rows["chosen for"]) == [
+        "channels",
+        "weights",
+        "",
+    ]  # at 0.01 the weights; the channels tie: the more accurate
+    assert (
+        list(rows["stale"]) == ["", "†", ""] and list(rows["n"]) == [2, 2, 3] and list(rows["n_diverged"]) == [0, 0, 1]
+    )
+    assert rows.loc["0.01", "removable_weight_share"] == pytest.approx(0.6)
+    assert rows.loc["0.01", "keys"] == key(lasso(0.01))
+    assert set(table[table["arm"] == catalogue.HSQ_GL12]["test_accuracy"]) == {tables.NOT_RUN}
+
+
+def test_equal_sparsity_says_not_reached_and_pairs_with_the_counterpart(tmp_path):
+    records = []
+    hierarchical = "hierarchical_squared_group_lasso"
+    GRID_BOTH = {"group_lasso": (0.1, lambda x: 96 - 10 * x), hierarchical: (0.2, lambda x: 97 - 10 * x)}
+    for seed in range(3):
+        records += [keep(tmp_path, seeded(PLAIN, 3)[seed], zeroed_test_accuracy=95.0 + seed, unstructured_sparsity=0.0)]
+        for name, (strength, accuracy) in GRID_BOTH.items():
+            spec = seeded(catalogue.weight_arm(PLAIN, name, strength), 3)[seed]
+            numbers = {"zeroed_test_accuracy": accuracy(0.6) + seed, "unstructured_sparsity": 0.6}
+            records.append(keep(tmp_path, spec, **numbers))
+    specs = [PLAIN, *(catalogue.weight_arm(PLAIN, name, s) for name, (s, _) in GRID_BOTH.items())]
+    table = tables.equal_sparsity(specs, tables.frame_of(records)).set_index(["arm", "sparsity"])
+    row = table.loc[(hierarchical, "0.3")]
+    assert row["accuracy"] == pytest.approx((96 + 92) / 2) and row["lead"] == pytest.approx(0.5) and row["n"] == 3
+    assert row["lead low"] == pytest.approx(row["lead high"])  # the seeds move both arms alike
+    assert table.loc[(hierarchical, "0.9"), "accuracy"] == tables.NOT_REACHED
+    assert table.loc[("l1", "0.3"), "accuracy"] == tables.NOT_RUN and table.loc[("group_lasso", "0.3"), "lead"] == ""
+
+
+def test_other_scales_and_names_are_refused(tmp_path):
+    record = keep(tmp_path, catalogue.BASES["laptop"]["resnet20"])
+    with pytest.raises(ValueError, match="laptop; allowed: only quick"):
+        tables.experiment_tables("4_ffr_flow", "quick", [record])
+    with pytest.raises(ValueError, match="4_ffr_flow"):
+        tables.experiment_tables("4_ffr_flo", "quick", [])
+    with pytest.raises(ValueError, match="'quick'"):
+        tables.experiment_tables("4_ffr_flow", "quik", [])
+
+
+def test_written_tables_are_the_same_bytes_for_the_same_records(tmp_path):
+    records = [
+        keep(tmp_path, spec, test_accuracy=97 + spec.seed / 3) for spec in (*seeded(PLAIN, 3), *seeded(lasso(0.01), 3))
+    ]
+    made = tables.experiment_tables("1_hgsr_criteria", "quick", records)
+    first = tables.write(made, "1_hgsr_criteria", "quick", tmp_path / "a")
+    again = tables.experiment_tables("1_hgsr_criteria", "quick", records[::-1])
+    second = tables.write(again, "1_hgsr_criteria", "quick", tmp_path / "b")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert {p.name for p in first} == {f"1_hgsr_criteria-{t}.{e}" for t in made for e in ("md", "csv")}
+    csv = pd.read_csv(
+        tmp_path / "a" / "tables" / "quick" / "1_hgsr_criteria-strengths.csv", dtype=str, keep_default_na=False
+    )
+    row = csv[csv["arm"] == "plain"].iloc[0]
+    half = 4.302652729911275 * (1 / 3) / math.sqrt(3)
+    assert (row["test_accuracy"], row["n"]) == ("97.33", "3")
+    assert row["test_accuracy low"] == f"{97 + 1 / 3 - half:.2f}" and row["parameters_left"] == "900"
+    shown = first[0].read_text()
+    assert f"97.33 [{97 + 1 / 3 - half:.2f}, {97 + 1 / 3 + half:.2f}]" in shown and tables.NOT_RUN in shown
+
+
+def test_text_has_no_negative_zero_and_no_noise():
+    assert tables.text("accuracy_change", -0.0004) == "0.00" and tables.text("zero_channels", -0.0) == "0"
+    assert tables.text("zero_channels", 1.7e-17) == "0" and tables.text("worst_deviation", 1.2e-7) == "1.2e-07"
+    assert tables.text("macs_left", 1234567.0) == "1234567" and tables.text("n", 5) == "5"
+    assert tables.text("straightness", math.nan) == "" and tables.text("test_accuracy", 91.256) == "91.26"
+
+
+def test_styled_and_published():
+    table = tables.experiment_tables("5_ffr_pruning", "quick", [])
+    assert "color: #888" in tables.styled(table["before_cut"]).to_html()
+    hrank = table["published"].set_index(["model", "method"]).loc[("resnet56", "HRank")]
+    assert hrank["accuracy_change"] == -0.09
+    assert set(tables.experiment_tables("3_hgsr_pruning", "quick", [])["published"]["method"]) == {
+        "HGSR filter pruning"
+    }
+
+
+def test_arms_and_labels():
+    both = catalogue.flow_arm(lasso(0.01), "both", 0.5, norm="l2")
+    assert tables.arm_of(both) == "group_lasso + both" and tables.strengths_of(both) == [0.01, 0.5]
+    assert tables.LABELS["reading"](both) == "norm l2" and tables.plain_of(both) == PLAIN
+    neuron = RunSpec(recipe=PLAIN.recipe, weight=WeightPenalty("group_lasso", 0.1, "neuron"))
+    assert [name for _, name in tables.arms([PLAIN, both, neuron])] == [
+        "plain",
+        "group_lasso + both",
+        "group_lasso by neuron",
+    ]
+    assert tables.counterpart("hierarchical_square_rooted_group_l12") == "group_l12" and tables.counterpart("l1") == ""
