@@ -132,6 +132,13 @@ def test_tiny_weights_give_finite_gradients(name):
             assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("name", CRITERIA)
+def test_nan_weights_are_not_hidden(name):
+    weight = torch.ones(2, 2, 3, 3)
+    weight[0, 0, 0, 0] = torch.nan
+    assert CRITERIA[name](weight).isnan()
+
+
 @pytest.mark.parametrize("name", ("network_slimming", *CRITERIA))
 def test_a_training_step_from_a_dead_layer_leaves_no_nan(name):
     torch.manual_seed(0)

@@ -143,7 +143,7 @@ class _Path(torch.autograd.Function):
                 push = _slope(bend, norm, grad * triple)
                 slope.sub_(push)
             slopes.append(slope)
-        first = -slopes[0]
+        first = -slopes[0] if ctx.needs_input_grad[4] else None
         return (None, None, None, None, first, *(e.sub_(following) for e, following in pairwise(slopes)), slopes[-1])
 
 
