@@ -97,15 +97,14 @@ def allowance(metric: str, mean: float, alone: bool) -> float:
 
 
 def agree(metric: str, committed: pd.Series, fresh: pd.Series) -> tuple[bool, str]:
-    """Whether a cell's fresh mean lies in the committed 95 % interval, widened by the half width that a mean of so few
-    runs has (by the committed spread or by the fresh one, the narrower) and by the allowance; and why, as text."""
+    """Whether a cell's fresh mean lies in the committed 95 % interval, widened by half the width of the fresh one (of a
+    single fresh run: by what the committed spread makes of it) and by the allowance; and why, as text."""
     (mean, _, high), (again, _, top) = tables.interval(committed), tables.interval(fresh)
     if math.isnan(mean) or math.isnan(again):
         return len(committed) == len(fresh) == 0 or math.isnan(mean) == math.isnan(again), f"{mean} against {again}"
     reach = allowance(metric, mean, alone=math.isnan(high))
     if not math.isnan(high):
-        expected = (high - mean) * math.sqrt(len(committed) / len(fresh))
-        reach += high - mean + (expected if math.isnan(top) else min(expected, top - again))
+        reach += high - mean + ((high - mean) * math.sqrt(len(committed)) if math.isnan(top) else top - again)
     return abs(again - mean) <= reach, f"{mean:.6g} against {again:.6g}, allowed {reach:.3g}"
 
 

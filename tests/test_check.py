@@ -145,9 +145,8 @@ def test_agreement_is_the_stated_rule(committed, count, shift):
     committed = pd.Series(committed)
     fresh = (committed + shift).head(count)
     mean, _, high = tables.interval(committed)
-    half = (high - mean) * math.sqrt(len(committed) / len(fresh))
-    own = tables.interval(fresh)[2] - fresh.mean()
-    reach = 0.3 + high - mean + (half if math.isnan(own) else min(half, own))
+    own = (high - mean) * math.sqrt(len(committed)) if len(fresh) == 1 else tables.interval(fresh)[2] - fresh.mean()
+    reach = 0.3 + high - mean + own
     distance = abs(fresh.mean() - mean)
     if abs(distance - reach) > 1e-9:
         assert check.agree("test_accuracy", committed, fresh)[0] == (distance < reach)
