@@ -74,11 +74,9 @@ def needs_training(base: RunSpec, cuts: list[RunSpec], root) -> bool:
     return not cache_path("weights", base, root).exists()
 
 
-def save_base(spec: RunSpec, trained: Trained, device, stacking: str, root, keep_weights: bool) -> list[str]:
-    """Measures a trained net, writes its record unless it has one, keeps its weights where a cut will need them.
-    Returns the statuses of the records written."""
+def save_base(spec: RunSpec, trained: Trained, device, stacking: str, root, keep_weights: bool) -> None:
+    """Measures a trained net, writes its record unless it has one, keeps its weights where a cut will need them."""
     dtype, images, finished = precision(spec, device), images_of(spec, device), trained.status == "finished"
-    written = []
     if keep_weights and finished:
         removal.save_pruned(cache_path("weights", spec, root), trained.model)
     if store.lookup(spec, root) is None:
@@ -87,9 +85,7 @@ def save_base(spec: RunSpec, trained: Trained, device, stacking: str, root, keep
         more = {"weights": published.CHECKSUMS[spec.model]} if spec.init == "published" else {}
         made = store.provenance(spec, device, dtype, stacking, images.digest, trained.seconds, **more)
         store.save(spec, trained.status, trained.curve, metrics, made, root)
-        written.append(trained.status)
     cache_path("checkpoints", spec, root).unlink(missing_ok=True)
-    return written
 
 
 def plain(spec: RunSpec, **recipe) -> RunSpec:
@@ -124,15 +120,15 @@ def cut_channels(model, spec: RunSpec, images: data.ImageSet, device) -> tuple[t
     return cut, None, measure.pruned_report(model, cut, keep, images) | {"held_back": held_back}
 
 
-def save_failure(spec: RunSpec, status: str, failure: dict | None, device, root) -> str:
-    """The record of a cut that could not be made, and why; returns its status."""
+def save_failure(spec: RunSpec, status: str, failure: dict | None, device, root) -> None:
+    """The record of a cut that could not be made, and why."""
     made = store.provenance(spec, device, precision(spec, device), "one", images_of(spec, device).digest, 0.0)
     store.save(spec, status, {}, {"failure": failure}, made, root)
-    return status
 
 
-def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, root=None) -> str:
-    """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record; returns its status."""
+def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, root=None, deadline=math.inf) -> None:
+    """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record. A training that cannot
+    end before the deadline isn't started: no record then."""
     start, p, dtype, images = time.monotonic(), spec.pruning, precision(spec, device), images_of(spec, device)
     model = model.to(device, memory_format=torch.channels_last).eval()
     try:
@@ -141,7 +137,8 @@ def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, r
         else:
             cut, masks, metrics = cut_channels(model, spec, images, device)
     except ValueError as error:  # a share that the least of one channel a layer puts out of reach: a result as well
-        return save_failure(spec, "unreachable", {"reason": str(error)}, device, root)
+        save_failure(spec, "unreachable", {"reason": str(error)}, device, root)
+        return
     metrics["base_test_accuracy"] = base_metrics["test_accuracy"]
     metrics["cut_test_accuracy"] = percent(cut, images.test, images, dtype)
     metrics["cut_validation_accuracy"] = percent(cut, images.validation, images, dtype)
@@ -152,7 +149,10 @@ def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, r
             torch.manual_seed(stream_seed(spec.seed, "scratch"))
             cut = models.build(layout.name, layout.num_classes, layout.shortcut, layout.widths, layout.maps)
     if p.after == "scratch" or p.epochs:
-        trained = train_together([trainer_of(plain(spec, **recipe), images, device, cut, masks=masks)])[0]
+        trainer = trainer_of(plain(spec, **recipe), images, device, cut, masks=masks)
+        trained = train_together([trainer], deadline=deadline, must_finish=True)[0]
+        if trained.status == "paused":
+            return
         cut, status, curve = trained.model, trained.status, trained.curve
     if status == "finished":
         metrics["test_accuracy"] = percent(cut, images.test, images, dtype)
@@ -161,34 +161,31 @@ def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, r
         metrics["failure"] = trained.failure
     made = store.provenance(spec, device, dtype, "one", images.digest, time.monotonic() - start)
     store.save(spec, status, curve, metrics, made, root)
-    return status
 
 
-def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float) -> list[str]:
+def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float) -> None:
     """The cuts of one base whose record and weights are stored; a base that diverged cannot be cut, and says so."""
-    statuses, record = [], store.lookup(base, root)
+    record = store.lookup(base, root)
     for spec in cuts:
         if record["status"] != "finished":
-            statuses.append(save_failure(spec, "diverged", record["metrics"].get("failure"), device, root))
-        elif time.monotonic() > deadline:
-            statuses.append("paused")
-        else:
+            save_failure(spec, "diverged", record["metrics"].get("failure"), device, root)
+        elif time.monotonic() < deadline:
             model = removal.load_pruned(cache_path("weights", base, root))
-            statuses.append(run_cut(spec, model, record["metrics"], device, root))
-    return statuses
+            run_cut(spec, model, record["metrics"], device, root, deadline)
 
 
-def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads=0, deadline=math.inf) -> list[str]:
-    """One base run (unless it is stored) and its cuts, one after the other; returns the statuses of records written."""
+def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads=0, deadline=math.inf) -> None:
+    """One base run (unless it is stored) and its cuts, one after the other, as far as time allows."""
     if threads:
         torch.set_num_threads(threads)
-    statuses = []
+    if time.monotonic() >= deadline:
+        return
     if needs_training(base, cuts, root):
         images = images_of(base, device)
         trainer = trainer_of(base, images, device, starting_model(base, images))
         checkpoint = cache_path("checkpoints", base, root)
         trained = train_together([trainer], [checkpoint], deadline=deadline, must_finish=not portable(base))[0]
         if trained.status == "paused":
-            return ["paused"]
-        statuses += save_base(base, trained, device, "one", root, bool(cuts))
-    return statuses + run_cuts(base, cuts, device, root, deadline)
+            return
+        save_base(base, trained, device, "one", root, bool(cuts))
+    run_cuts(base, cuts, device, root, deadline)

@@ -11,11 +11,14 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import tarfile
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +45,7 @@ from ffrlib.training import train_together
 TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}
 # Runs at once on one GPU (others: 8). Compiled there from 50 epochs on: 20 s of compiling win 25 % of VGG16's time.
 COMPILED = ("vgg16", "vgg19")
-RETRIES = 2  # of a run whose worker process was killed
+RETRIES = 2  # after worker processes were killed, without a run finished in between
 Job = tuple[RunSpec, list[RunSpec]]  # a base run and the cuts that start from it
 
 
@@ -81,32 +84,47 @@ def jobs_of(specs: list[RunSpec], root=None) -> tuple[list[Job], int]:
     return list(jobs.items()), reused
 
 
-def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> list[str]:
-    """Runs jobs as single-threaded processes; one whose process was killed is tried again."""
-    statuses, waiting, tries = [], list(jobs), {}
+@contextmanager
+def children_deaf_to_ctrl_c():
+    """A terminal sends Ctrl-C to all processes; those started in here leave the answer to their parent."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
+    try:
+        yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+
+
+def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
+    """Runs jobs as single-threaded processes; those whose process was killed go on from checkpoints."""
+    waiting, tries = list(jobs), 0
     while waiting:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            running = {pool.submit(run_job, *job, root, "cpu", 1, deadline): job for job in waiting}
+            with children_deaf_to_ctrl_c():
+                running = {pool.submit(run_job, *job, root, "cpu", 1, deadline): job for job in waiting}
             waiting = []
             try:
                 while running:
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         base, cuts = running.pop(future)
                         try:
-                            statuses += future.result()
+                            future.result()
                             bar.update(1)
-                        except BrokenProcessPool:
-                            tries[base] = tries.get(base, 0) + 1
-                            if tries[base] > RETRIES:
-                                raise RuntimeError(
-                                    f"the worker of run {key(base)} (seed {base.seed}) was killed {tries[base]} times, "
-                                    "perhaps for lack of memory; use fewer workers"
-                                ) from None
+                            tries = 0
+                        except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
                             waiting.append((base, [c for c in cuts if store.lookup(c, root) is None]))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
                 raise
-    return statuses
+        tries += bool(waiting)
+        if tries > RETRIES:
+            raise RuntimeError(
+                f"worker processes were killed {tries} times without a run finished in between, perhaps for lack of "
+                f"memory; use fewer workers ({len(waiting)} runs are left, the first is {key(waiting[0][0])})"
+            )
 
 
 def of_one_shape(spec: RunSpec) -> tuple:
@@ -118,9 +136,9 @@ def show_epoch(bar, trainer) -> None:
     bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
 
 
-def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> list[str]:
+def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
     """Runs jobs in groups of equal data, net and recipe, each group at once on the card."""
-    statuses, waiting = [], list(jobs)
+    waiting = list(jobs)
     while waiting and time.monotonic() < deadline:
         first = waiting[0][0]
         group = [job for job in waiting if of_one_shape(job[0]) == of_one_shape(first)]
@@ -135,17 +153,16 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
         trained = train_together(
             trainers, paths, deadline=deadline, report=partial(show_epoch, bar), must_finish=not portable(first)
         )
-        ended = {}
         for (spec, cuts), result in zip(new, trained):
-            ended[spec] = result.status
             if result.status != "paused":
-                statuses += save_base(spec, result, device, f"streams:{len(new)}", root, bool(cuts))
+                stacking = f"streams:{len(new)}" + (", compiled" if compiled else "")
+                save_base(spec, result, device, stacking, root, bool(cuts))
         del trainers, trained
         torch.cuda.empty_cache()
         for base, cuts in group:
-            statuses += ["paused"] if ended.get(base) == "paused" else run_cuts(base, cuts, device, root, deadline)
-            bar.update(1)
-    return statuses
+            if not needs_training(base, cuts, root):
+                run_cuts(base, cuts, device, root, deadline)
+                bar.update(1)
 
 
 def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, device: str = "",
@@ -159,30 +176,30 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     """
     deadline = time.monotonic() + 60 * minutes
     jobs, reused = jobs_of(specs, root)
-    count = sum(len(cuts) + (store.lookup(base, root) is None) for base, cuts in jobs)
+    missing = [spec for base, cuts in jobs for spec in ([base] if store.lookup(base, root) is None else []) + cuts]
     if not device:
         paper = any(base.scale == "paper" for base, _ in jobs)
         device = "cuda" if paper and torch.cuda.is_available() else "cpu"
     choose("device", device, ("cpu", "cuda"))
-    if not jobs or os.environ.get("FFR_TRAIN") == "never":
-        return note(Summary(reused, missing=count))
+    if not jobs or os.environ.get("FFR_TRAIN") == "never" or time.monotonic() >= deadline:
+        return note(Summary(reused, missing=len(missing)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with tqdm(total=len(jobs), desc=f"runs on {device}", unit="run", disable=not progress, smoothing=0.05) as bar:
             if device == "cuda":
-                statuses = on_gpu(jobs, root, device, together, deadline, bar)
+                on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
                 threads = 1 if jobs[0][0].scale == "quick" else workers or cores
-                statuses = run_job(*jobs[0], root, device, threads, deadline)
+                run_job(*jobs[0], root, device, threads, deadline)
                 bar.update(1)
             else:
-                statuses = on_cores(jobs, root, min(workers or cores, len(jobs)), deadline, bar)
+                on_cores(jobs, root, min(workers or cores, len(jobs)), deadline, bar)
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = (str(error).splitlines() or ["no details"])[0]
         hint = "use fewer workers, or --together 1 on a GPU; finished records are kept"
         raise RuntimeError(f"out of memory ({reason}); {hint}") from None
-    done = len(statuses) - statuses.count("paused")
-    return note(Summary(reused, done, statuses.count("diverged"), count - done))
+    made = [record["status"] for record in (store.lookup(spec, root) for spec in missing) if record]
+    return note(Summary(reused, len(made), made.count("diverged"), len(missing) - len(made)))
 
 
 def note(summary: Summary) -> Summary:

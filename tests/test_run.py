@@ -1,0 +1,400 @@
+"""Running the catalogue: what is stored is reused, what is killed goes on, what cannot be written says so."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ffrlib import files, jobs, run, store, training
+from ffrlib.run import Summary, cache_path, jobs_of, run_specs
+from ffrlib.spec import FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, base_of
+
+BASE = RunSpec(train_size=200, recipe=Recipe(epochs=2, batch_size=50))
+SMOOTH = replace(BASE, flow=FlowPenalty(0.1, 0.1))
+
+
+def cut(base=BASE, **options) -> RunSpec:
+    return replace(base, pruning=Pruning(**{"score": "l1_norm", "amount": 0.4, "samples": 64} | options))
+
+
+def run_quietly(specs, root, **options) -> Summary:
+    return run_specs(specs, root, progress=False, **options)
+
+
+@pytest.fixture(autouse=True)
+def _store_of_its_own(results):
+    """No test of this file sees the repository's records."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with BASE's record and its weights; to be read, or copied from."""
+    root = tmp_path_factory.mktemp("trained")
+    run_quietly([BASE, cut(epochs=1)], root)
+    return root
+
+
+@pytest.fixture
+def root(trained, tmp_path):
+    """A store that holds BASE's record and weights alone."""
+    for path in (store.record_path(BASE, tmp_path), cache_path("weights", BASE, tmp_path)):
+        path.parent.mkdir(parents=True)
+        path.write_bytes((trained / path.relative_to(tmp_path)).read_bytes())
+    return tmp_path
+
+
+def without_time(record: dict) -> dict:
+    kept = {name: record[name] for name in ("settings", "status", "curve", "metrics")}
+    return {**kept, "metrics": {k: v for k, v in record["metrics"].items() if k != "latency_ms"}}
+
+
+# -- what is stored is reused ------------------------------------------------------------------------------------------
+def test_a_run_is_made_once(root):
+    before = store.record_path(BASE, root).stat().st_mtime_ns
+    assert run_quietly([BASE, BASE], root) == Summary(reused=1)
+    assert run_quietly([SMOOTH, BASE], root) == Summary(reused=1, trained=1)
+    assert run_quietly([SMOOTH, BASE], root) == Summary(reused=2)
+    assert store.record_path(BASE, root).stat().st_mtime_ns == before
+
+
+def test_a_record_holds_what_was_promised(trained):
+    record = store.lookup(BASE, trained)
+    assert record["status"] == "finished" and len(record["curve"]["loss"]) == 2
+    for name in ("test_accuracy", "validation_accuracy", "zeroed_test_accuracy"):
+        assert 0 <= record["metrics"][name] <= 100
+    made = record["provenance"]
+    assert (
+        made["device"] == "cpu"
+        and made["precision"] == "float32"
+        and made["stacking"] == "one"
+        and made["threads"] == 1
+    )
+
+
+def test_the_same_run_again_gives_the_same_record(trained, tmp_path):
+    run_quietly([BASE], tmp_path)
+    assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
+
+
+@pytest.mark.slow
+def test_workers_compute_what_one_process_computes(trained, tmp_path):
+    assert run_quietly([BASE, SMOOTH], tmp_path, workers=2) == Summary(trained=2)
+    assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
+
+
+def test_jobs_gather_the_cuts_of_a_base(root):
+    other = replace(BASE, seed=1)
+    found, reused = jobs_of([cut(), BASE, cut(other), cut(amount=0.6), other, cut()], root)
+    assert reused == 1 and found == [(BASE, [cut(), cut(amount=0.6)]), (other, [cut(other)])]
+    assert jobs_of([], root) == ([], 0)
+
+
+def test_stale_records_are_kept_unless_asked(root, monkeypatch):
+    monkeypatch.setattr(store, "code_hash", lambda spec: "new code")
+    assert jobs_of([BASE], root) == ([], 1) and store.record_path(BASE, root).exists()
+    monkeypatch.setenv("FFR_STALE", "rerun")
+    assert jobs_of([BASE], root) == ([(BASE, [])], 0) and not store.record_path(BASE, root).exists()
+
+
+def test_nothing_is_trained_when_told_so(root, monkeypatch, tmp_path):
+    monkeypatch.setenv("FFR_TRAIN", "never")
+    monkeypatch.setenv("FFR_SUMMARY", str(tmp_path / "summary"))
+    monkeypatch.setattr(run, "run_job", None)
+    assert run_quietly([BASE, SMOOTH, cut(replace(BASE, seed=1))], root) == Summary(reused=1, missing=3)
+    assert json.loads((tmp_path / "summary").read_text()) == {"reused": 1, "trained": 0, "diverged": 0, "missing": 3}
+
+
+def test_a_damaged_record_stops_the_call_and_is_named(root):
+    path = store.record_path(BASE, root)
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(ValueError, match="damaged") as caught:
+        run_quietly([BASE, SMOOTH], root)
+    assert str(path) in str(caught.value) and store.lookup(SMOOTH, root) is None
+
+
+def test_a_wrong_device_is_named(root):
+    with pytest.raises(ValueError, match="'gpu'.*'cpu', 'cuda'"):
+        run_quietly([SMOOTH], root, device="gpu")
+
+
+# -- cutting -----------------------------------------------------------------------------------------------------------
+CUTS = {
+    "threshold": cut(budget="threshold", amount=0.06),
+    "channel_share": cut(epochs=1),
+    "channel_share by layer": cut(scope="layer", amount=0.5),
+    "macs_share": cut(budget="macs_share", score="bn_scale"),
+    "parameter_share": cut(budget="parameter_share", score="taylor"),
+    "loss_tolerance": cut(budget="loss_tolerance", score="loss_increase", amount=0.2),
+    "weight_share": cut(score="magnitude", budget="weight_share", amount=0.7, epochs=1),
+    "scratch": cut(score="random", after="scratch"),
+}
+
+
+@pytest.mark.parametrize("spec", CUTS.values(), ids=CUTS)
+def test_a_trained_net_is_cut_by_each_budget(spec, root):
+    assert run_quietly([spec], root) == Summary(trained=1)
+    record, base = store.lookup(spec, root), store.lookup(BASE, root)
+    m, p = record["metrics"], spec.pruning
+    assert record["status"] == "finished" and m["base_test_accuracy"] == base["metrics"]["test_accuracy"]
+    assert 0 <= m["cut_test_accuracy"] <= 100 and 0 <= m["test_accuracy"] <= 100
+    if p.budget == "weight_share":
+        assert m["weights_left"] == pytest.approx(0.3, abs=1e-3)
+        return
+    assert m["worst_deviation"] < 1e-4 and 0 < m["parameters_left"] <= m["parameters"] and len(m["widths"]) == 6
+    if p.budget == "macs_share":
+        assert 0.5 < m["macs_left"] / m["macs"] <= 0.6
+    if p.budget == "parameter_share":
+        assert 0.5 < m["parameters_left"] / m["parameters"] <= 0.6
+    if p.scope == "layer":
+        assert m["widths"] == [8] * 5 + [16]
+    if p.epochs == 0 and p.after == "finetune":
+        assert m["test_accuracy"] == m["cut_test_accuracy"]
+    if p.after == "scratch":
+        assert len(record["curve"]["loss"]) == BASE.recipe.epochs
+    assert len(record["curve"].get("loss", [])) == (BASE.recipe.epochs if p.after == "scratch" else p.epochs)
+
+
+def test_a_cut_alone_brings_its_base(tmp_path):
+    assert run_quietly([cut()], tmp_path) == Summary(trained=2)
+    assert store.lookup(BASE, tmp_path) and store.lookup(cut(), tmp_path)
+
+
+def test_a_base_whose_weights_are_gone_is_trained_again_and_not_counted(root, trained):
+    cache_path("weights", BASE, root).unlink()
+    before = store.record_path(BASE, root).read_bytes()
+    assert run_quietly([cut(epochs=1)], root) == Summary(trained=1)
+    assert store.record_path(BASE, root).read_bytes() == before
+    assert without_time(store.lookup(cut(epochs=1), root)) == without_time(store.lookup(cut(epochs=1), trained))
+
+
+def test_a_diverged_base_and_its_cuts_have_records_that_say_so(tmp_path):
+    wild = replace(BASE, recipe=replace(BASE.recipe, lr=1e20), weight=WeightPenalty("l1", 0.25))
+    assert run_quietly([wild, cut(wild)], tmp_path) == Summary(trained=2, diverged=2)
+    for spec in (wild, cut(wild)):
+        record = store.lookup(spec, tmp_path)
+        assert record["status"] == "diverged" and set(record["metrics"]) == {"failure"}
+        assert record["metrics"]["failure"]["epoch"] == 1 and record["metrics"]["failure"]["strength"] == {
+            "weight": 0.25
+        }
+    assert run_quietly([wild, cut(wild)], tmp_path) == Summary(reused=2)
+
+
+# -- cut off -----------------------------------------------------------------------------------------------------------
+def test_no_time_left_starts_nothing(tmp_path):
+    assert run_quietly([BASE, SMOOTH], tmp_path, minutes=0, workers=2) == Summary(missing=2)
+    assert run_quietly([BASE], tmp_path, minutes=0) == Summary(missing=1)
+    assert [f for f in tmp_path.rglob("*") if f.is_file()] == []
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_time_runs_out_within_a_run_and_it_goes_on_later(trained, tmp_path, monkeypatch):
+    """A clock that jumps past the limit after each epoch: the first call pauses, the second finishes."""
+    clock, end = Clock(), training.Trainer.end_epoch
+
+    def slow(trainer):
+        end(trainer)
+        clock.now += 100
+
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(run, "time", clock)
+    monkeypatch.setattr(jobs, "time", clock)
+    monkeypatch.setattr(training.Trainer, "end_epoch", slow)
+    assert run_quietly([BASE], tmp_path, minutes=1) == Summary(missing=1)
+    assert cache_path("checkpoints", BASE, tmp_path).exists()
+    clock.now = 0.0
+    assert run_quietly([BASE], tmp_path, minutes=3) == Summary(trained=1)
+    assert not cache_path("checkpoints", BASE, tmp_path).exists()
+    assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
+
+
+def test_a_cut_that_cannot_end_in_time_leaves_no_record(root, monkeypatch):
+    monkeypatch.setattr(training.Trainer, "epoch_seconds", lambda self: 1e6)
+    assert run_quietly([cut(epochs=1)], root, minutes=5) == Summary(missing=1)
+    assert store.lookup(cut(epochs=1), root) is None
+
+
+def deadly(base, cuts, root, *rest):
+    """A worker that is killed in its first three runs, as the kernel does when memory is short."""
+    marks = list(root.glob("mark-*"))
+    if len(marks) < int(os.environ["DEATHS"]):
+        (root / f"mark-{time.time_ns()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    jobs.run_job(base, cuts, root, *rest)
+
+
+class Bar:
+    def __init__(self):
+        self.n = 0
+
+    def update(self, n):
+        self.n += n
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEATHS", "2")
+    bar = Bar()
+    monkeypatch.setattr(run, "run_job", deadly)
+    run.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, 1, math.inf, bar)
+    assert bar.n == 2 and store.lookup(SMOOTH, tmp_path)
+    assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_again_and_again_end_the_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEATHS", "99")
+    monkeypatch.setattr(run, "run_job", deadly)
+    with pytest.raises(RuntimeError, match="killed 3 times.*use fewer workers"):
+        run.on_cores([(BASE, [])], tmp_path, 1, 1, math.inf, Bar())
+    assert len(list(tmp_path.glob("mark-*"))) == 3
+
+
+MAIN = """
+import math, sys
+from dataclasses import replace
+from ffrlib import catalogue, run, training
+from ffrlib.spec import Recipe, RunSpec
+catalogue.specs = lambda *a: [RunSpec(seed=k, recipe=Recipe(epochs=900)) for k in range({n})]
+training.train_together.__defaults__ = (None, 0.0, math.inf, None, False)  # a checkpoint each epoch
+run.main(sys.argv[1:])
+"""
+
+
+def start_main(code: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=files.REPOSITORY, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [1, 3], ids=["one run", "workers"])
+def test_ctrl_c_gives_one_message_and_leaves_a_checkpoint_whole(runs, tmp_path):
+    child = start_main(MAIN.format(n=runs), "--out", str(tmp_path / "out"), "--workers", "2")
+    folder, said = tmp_path / "out" / "cache" / "checkpoints", ""
+    while "runs on cpu" not in said and child.poll() is None:
+        said += child.stderr.read(1)
+    while runs == 1 and not list(folder.rglob("*.npz")) and child.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    assert child.poll() is None
+    os.killpg(child.pid, signal.SIGINT)  # what a terminal does: the whole process group
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 1 and err.strip().splitlines()[-1].startswith("interrupted; finished records")
+    assert "Traceback" not in err
+    for path in folder.rglob("*.npz"):
+        assert json.loads(bytes(np.load(path)["head"]))["epoch"] >= 1
+
+
+@pytest.mark.slow
+def test_the_command_line_packs_what_must_travel(tmp_path, monkeypatch, capsys):
+    from ffrlib import catalogue
+
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [BASE, SMOOTH])
+    out = tmp_path / "out"
+    run.main(["--out", str(out), "--model", "digits_cnn", "--workers", "1"])
+    assert "2 trained" in capsys.readouterr().out
+    with tarfile.open(out / "records.tar.gz") as archive:
+        names = sorted(archive.getnames())
+        archive.extractall(tmp_path / "other", filter="data")
+    assert names == sorted(str(store.record_path(s, out).relative_to(out)) for s in (BASE, SMOOTH))
+    assert store.lookup(SMOOTH, tmp_path / "other")["spec"] == SMOOTH
+    run.main(["--out", str(out), "--model", "vgg16"])
+    assert "0 trained" in capsys.readouterr().out
+
+
+def test_a_checkpoint_travels(trained, tmp_path):
+    paused, images = tmp_path / "a", jobs.images_of(BASE, "cpu")
+    trainer = training.Trainer(BASE, images, observe=jobs.observer(images, torch.float32))
+    trainer.begin_epoch()
+    for _ in range(trainer.steps):
+        trainer.advance()
+    trainer.end_epoch()
+    training.checkpoint.save(trainer, cache_path("checkpoints", BASE, paused))
+    run.pack(paused, "checkpoints.tar.gz", "cache/checkpoints")
+    with tarfile.open(paused / "checkpoints.tar.gz") as archive:
+        archive.extractall(tmp_path / "b", filter="data")
+    assert cache_path("checkpoints", BASE, tmp_path / "b").exists()
+    assert run_quietly([BASE], tmp_path / "b") == Summary(trained=1)
+    assert without_time(store.lookup(BASE, tmp_path / "b")) == without_time(store.lookup(BASE, trained))
+
+
+# -- what cannot be written --------------------------------------------------------------------------------------------
+def test_a_full_disk_is_one_message_and_the_call_can_be_repeated(root, monkeypatch, capsys):
+    from ffrlib import catalogue
+
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [SMOOTH])
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--out", str(root)])
+    text = str(caught.value)
+    assert "No space left on device; nothing was written" in text and str(store.record_path(SMOOTH, root)) in text
+    assert "\n" not in text and store.lookup(SMOOTH, root) is None and store.lookup(BASE, root)
+    monkeypatch.undo()
+    assert run_quietly([SMOOTH], root) == Summary(trained=1)
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files.tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(OSError, match="Read-only file system; nothing was written"):
+        run_quietly([BASE], tmp_path)
+
+
+@pytest.mark.parametrize("error", [MemoryError("cannot allocate"), torch.OutOfMemoryError("CUDA out of memory. Tried")])
+def test_lack_of_memory_is_one_sentence(error, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(run, "run_job", fail)
+    with pytest.raises(RuntimeError, match="out of memory .*use fewer workers"):
+        run_quietly([BASE], tmp_path)
+
+
+def test_a_cut_out_of_reach_is_a_result(root):
+    spec = cut(budget="macs_share", amount=0.9999)
+    assert run_quietly([spec], root) == Summary(trained=1)
+    record = store.lookup(spec, root)
+    assert record["status"] == "unreachable" and "0.9999" in record["metrics"]["failure"]["reason"]
+
+
+def test_portable_is_what_fits_in_16_mb():
+    assert jobs.portable(RunSpec("cifar10", "resnet56", "A")) and not jobs.portable(RunSpec("cifar10", "vgg16"))
+
+
+def test_plain_takes_penalties_and_the_cut_away():
+    spec = cut(replace(SMOOTH, weight=WeightPenalty("l1", 1e-3)))
+    assert jobs.plain(spec) == BASE and base_of(spec).flow == SMOOTH.flow
+    assert jobs.plain(spec, epochs=7).recipe.epochs == 7
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_runs_go_together(tmp_path):
+    specs = [BASE, SMOOTH, replace(BASE, seed=1), cut(epochs=1), replace(BASE, recipe=replace(BASE.recipe, lr=1e20))]
+    assert run_quietly(specs, tmp_path, device="cuda") == Summary(trained=5, diverged=1)
+    record = store.lookup(BASE, tmp_path)
+    assert record["provenance"]["stacking"] == "streams:3" and record["provenance"]["device"] != "cpu"
+    assert run_quietly(specs, tmp_path, device="cuda") == Summary(reused=5)
