@@ -7,6 +7,7 @@ therefore never changes its meaning: new behaviour is a new value. The seed is o
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -138,9 +139,14 @@ class RunSpec:
         validate(self)
 
 
+@functools.cache
+def _types(cls) -> dict:
+    return get_type_hints(cls)
+
+
 def _check_types(settings, where: str) -> None:
     """Every field has the type it declares (an int is taken for a float; a bool never for a number)."""
-    for name, kind in get_type_hints(type(settings)).items():
+    for name, kind in _types(type(settings)).items():
         value = getattr(settings, name)
         if is_dataclass(kind):
             require(isinstance(value, kind), f"{where}{name}", value, f"a {kind.__name__}")
@@ -250,7 +256,7 @@ def from_dict(settings: dict) -> RunSpec:
     def build(cls, given: dict, where: str):
         require(isinstance(given, dict), f"settings {where}".rstrip(" ."), given, "names and values")
         known = {f.name: f for f in fields(cls)}
-        hints = get_type_hints(cls)
+        hints = _types(cls)
         values = {}
         for name, value in given.items():
             choose(f"setting {where}{name!s}: its name", name, known)
