@@ -31,9 +31,11 @@ from ffrlib.spec import from_dict, non_defaults  # noqa: E402
 HIDDEN = shutil.ignore_patterns(".*", "_*", "cache")
 KEY = re.compile(r"\b[0-9a-f]{10}\b")
 RECORD_LINK = re.compile(r"\]\(runs/[^)\s]*--([0-9a-f]{10})-s\d+\.json\)")
+INTERVAL = re.compile(r"\[([^\s,\]]+), ([^\s\]]+)\]")
+LINK = re.compile(r"\]\(([\w./-]+)\)")
 MODULE_LINK = re.compile(r"\]\(((?:\.\./)*)ffrlib/([\w/]+)\.py\)")
 PACKAGES = ("sphinx", "myst_nb", "furo", "mathjax")
-UNEXECUTED = "*Shown without outputs: nothing has been run here. `make tables` fills this notebook from the records.*"
+UNEXECUTED = "*Shown without outputs: none are stored. {} shows them.*"
 
 
 # -- notebooks ---------------------------------------------------------------------------------------------------------
@@ -73,8 +75,9 @@ def notebook_page(path: Path) -> str:
                 kept.append(output)
         cell["outputs"] = kept
     code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
-    if "experiments" in path.parts and not any(c["outputs"] for c in code):
-        note = {"cell_type": "markdown", "metadata": {}, "source": UNEXECUTED}
+    if not any(c["outputs"] for c in code):
+        how = "`make tables` before `make site`" if "experiments" in path.parts else "Running it in `make lab`"
+        note = {"cell_type": "markdown", "metadata": {}, "source": UNEXECUTED.format(how)}
         notebook["cells"].insert(1, note | ({"id": "unexecuted"} if "id" in notebook["cells"][0] else {}))
     return json.dumps(notebook)
 
@@ -182,9 +185,10 @@ def record_pages(results: Path) -> dict[str, str]:
     return pages
 
 
-def linked(page: Path, text: str, records: dict[str, str]) -> str:
-    """Links of a Markdown page that lead to modules or records lead to their pages; in results, keys become links."""
+def linked(source: Path, page: Path, text: str, records: dict[str, str]) -> str:
+    """Links that lead to modules, records or folders lead to pages about them; in results, keys become links."""
     text = MODULE_LINK.sub(lambda m: f"]({m[1]}api/ffrlib.{m[2].replace('/', '.').removesuffix('.__init__')}.md)", text)
+    text = LINK.sub(lambda m: f"]({folder_page(source, page, m[1])})", text)
     if page.parts[0] != "results":
         return text
     up = "../" * (len(page.parts) - 1)
@@ -192,6 +196,33 @@ def linked(page: Path, text: str, records: dict[str, str]) -> str:
     if page.name == "INDEX.md":
         return text
     return KEY.sub(lambda m: f"[{m[0]}]({up}records/{m[0]}.md)" if f"records/{m[0]}" in records else m[0], text)
+
+
+def folder_page(source: Path, page: Path, target: str) -> str:
+    """`target`, or where that is a folder, a page that lists what is in it."""
+    folder = (source / page.parent / target).resolve()
+    if not folder.is_dir() or not folder.is_relative_to(source):
+        return target
+    if not (folder / "index.md").exists():
+        found = [p.relative_to(folder) for kind in ("md", "ipynb") for p in sorted(folder.rglob(f"*.{kind}"))]
+        shown = [f"- []({p.as_posix()})" for p in found if "student" not in p.parts]
+        title = folder.relative_to(source).as_posix()
+        (folder / "index.md").write_text("\n".join(["---", "orphan: true", "---", f"# {title}", "", *shown, ""]))
+    return f"{target.rstrip('/')}/index.md"
+
+
+def compact(text: str) -> str:
+    """A page of results/tables: keys in front where one names a row, and places to break long names and intervals."""
+    lines = text.split("\n")
+    table = [n for n, line in enumerate(lines) if line.startswith("| ")]
+    front = bool(table) and lines[table[0]].endswith("| keys |") and all(lines[n].count("](") < 2 for n in table)
+    for n in table:
+        cells = lines[n][2:-2].split(" | ")
+        if n == table[0]:
+            cells = [cell.replace("_", "_\u200b") for cell in cells]
+        cells = [INTERVAL.sub("[\\1,\u00a0\\2]", cell) for cell in cells]
+        lines[n] = "| " + " | ".join([*cells[-1:], *cells[:-1]] if front else cells) + " |"
+    return "\n".join([lines[0], "", '<div class="wide">', "", *lines[1:], "", "</div>", ""])
 
 
 def figures_page(source: Path) -> str:
@@ -234,18 +265,8 @@ def lay_out(source: Path) -> None:
     if any((source / "results").glob("figures/*/*.svg")):
         (source / "results" / "figures.md").write_text(figures_page(source))
     shutil.copy2(SITE / "formulas.md", source)
-    for path in source.rglob("*.md"):
-        page = path.relative_to(source)
-        text = linked(page, path.read_text(), records)
-        if page.parts[:2] == ("results", "tables"):
-            text = f'{text.split(chr(10), 1)[0]}\n\n<div class="wide">\n\n{text.split(chr(10), 1)[1]}\n</div>\n'
-        path.write_text(text)
-    for path in source.rglob("*.ipynb"):
-        text = notebook_page(REPOSITORY / path.relative_to(source))
-        path.write_text(linked(path.relative_to(source), text, records))
-    for name, text in (records | modules).items():
-        (source / f"{name}.md").parent.mkdir(exist_ok=True)
-        (source / f"{name}.md").write_text(text)
+    for path in sorted(source.rglob("*.ipynb")):
+        path.write_text(notebook_page(REPOSITORY / path.relative_to(source)))
 
     def pages(*patterns: str) -> list[str]:
         found = [p for pattern in patterns for p in sorted(source.glob(pattern))]
@@ -258,14 +279,21 @@ def lay_out(source: Path) -> None:
                                          + "\n".join(f"/{p}" for p in listed) + "\n```\n")  # fmt: skip
         scales.append(folder.relative_to(source).as_posix() + "/index")
     start = source / "README.md"
-    text = start.read_text() if start.exists() else "# ffrlib\n"
+    (source / "api").mkdir()
     (source / "api" / "index.md").write_text(
         "# Reference\n\nEvery module of the library; the chain of imports is told in `docs/design.md`.\n\n"
         "```{toctree}\n:maxdepth: 1\n\n" + "\n".join(f"/{p}" for p in modules) + "\n```\n"
     )
+    for path in [*source.rglob("*.md"), *source.rglob("*.ipynb")]:
+        page = path.relative_to(source)
+        text = linked(source, page, path.read_text(), records)
+        path.write_text(compact(text) if page.match("results/tables/*/[0-9]*.md") else text)
+    for name, text in (records | modules).items():
+        (source / f"{name}.md").parent.mkdir(exist_ok=True)
+        (source / f"{name}.md").write_text(text)
     results = pages("results/verdicts.md", "results/*.md") + scales
     start.write_text(
-        text
+        start.read_text()
         + toctree("Start", pages("notebooks/*.ipynb"))
         + toctree("Lessons", pages("notebooks/lessons/*.ipynb"))
         + toctree("Experiments", pages("notebooks/experiments/*.ipynb"))

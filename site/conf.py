@@ -20,6 +20,7 @@ nb_code_prompt_show = "Show {type}"
 nb_code_prompt_hide = "Hide {type}"
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath", "fieldlist", "html_image"]
 myst_heading_anchors = 4
+add_module_names = False
 maximum_signature_line_length = 90
 # A heading may skip a level in a notebook; type names of other packages are not looked up.
 suppress_warnings = ["myst.header", "ref.python", "mystnb.unknown_mime_type"]
@@ -28,6 +29,7 @@ html_theme = "furo"
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/icon.svg"
 html_show_copyright = html_show_sphinx = html_copy_source = html_show_sourcelink = False
 mathjax_path = "mathjax/tex-svg-full.js"  # put there by build.py; letters are drawn as SVG, so no font is loaded
 mathjax3_config = {"options": {"enableMenu": False}}  # its menu would load more files
@@ -50,7 +52,8 @@ def places(app) -> dict[str, tuple[str, str]]:
     for page in app.env.found_docs:
         path = Path(app.env.doc2path(page, base=False)).as_posix()
         if not path.startswith(("api/", "records/")):
-            for known in {path, path.split("/")[-1], Path(path).stem if "_" in path else path}:
+            short = {Path(path).name, Path(path).stem} if path.startswith("notebooks/") else set()
+            for known in {path, *short}:
                 found.setdefault(known, set()).add((page, ""))
     return {name: targets.pop() for name, targets in found.items() if len(targets) == 1}
 
