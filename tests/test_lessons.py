@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import symtable
 import sys
 from pathlib import Path
 
@@ -84,23 +85,23 @@ def test_outputs_are_stored(path):
 
 # -- exercises ---------------------------------------------------------------------------------------------------------
 def bound_and_used(source: str) -> tuple[set[str], set[str]]:
-    """Names that a cell defines at its top level (or in its loops), and all names that it reads."""
-    tree = ast.parse(source)
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    for n in ast.walk(tree):
-        if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
-            bound.add(n.name)
-        if isinstance(n, (ast.Import, ast.ImportFrom)):
-            bound |= {(a.asname or a.name).split(".")[0] for a in n.names}
-    return bound, used
+    """Names that a cell defines, and names that it takes from cells before."""
+    top = symtable.symtable(source, "cell", "exec")
+    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    used, scopes = {s.get_name() for s in top.get_symbols() if s.is_referenced()}, top.get_children()
+    while scopes:
+        scope = scopes.pop()
+        used |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+        scopes += scope.get_children()
+    return bound, used - bound
 
 
 def context_of(cells: list) -> list:
     """The code cells that a lesson's exercises need, directly or through others; no training that none asks for."""
     end = [c for c in cells if {"solution", "check"} & set(c.metadata.get("tags", []))]
     before = [c for c in cells if c not in end and "widget" not in c.metadata.get("tags", [])]
-    needed, wanted = [], set().union(*(bound_and_used(c.source)[1] for c in end))
+    own, asked = (set().union(*names) for names in zip(*(bound_and_used(c.source) for c in end)))
+    needed, wanted = [], asked - own
     for cell in reversed(before):
         bound, used = bound_and_used(cell.source)
         if bound & wanted:
