@@ -251,7 +251,7 @@ def test_a_killed_worker_is_replaced(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("DEATHS", "2")
     bar = Bar()
     monkeypatch.setattr(run, "run_job", deadly)
-    run.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, 1, math.inf, bar)
+    run.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, bar)
     assert bar.n == 2 and store.lookup(SMOOTH, tmp_path)
     assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
 
@@ -261,7 +261,7 @@ def test_workers_that_are_killed_again_and_again_end_the_call(tmp_path, monkeypa
     monkeypatch.setenv("DEATHS", "99")
     monkeypatch.setattr(run, "run_job", deadly)
     with pytest.raises(RuntimeError, match="killed 3 times.*use fewer workers"):
-        run.on_cores([(BASE, [])], tmp_path, 1, 1, math.inf, Bar())
+        run.on_cores([(BASE, [])], tmp_path, 1, math.inf, Bar())
     assert len(list(tmp_path.glob("mark-*"))) == 3
 
 

@@ -1,0 +1,125 @@
+"""The catalogue: each run once, in the order in which it decides, and every run of it can be made."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ffrlib import catalogue, store
+from ffrlib.regularizers import flow
+from ffrlib.spec import CRITERIA, SCALES, Pruning, base_of, key
+from ffrlib.training import new_model
+
+GRID = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+
+
+@pytest.fixture(autouse=True)
+def _full_grids(monkeypatch, results):
+    """Five strengths for every arm, whatever the pilot has chosen so far; an empty store."""
+    monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: GRID)
+
+
+def test_experiments_and_their_runs_belong_together():
+    assert [e.name for e in catalogue.EXPERIMENTS] == list(catalogue.RUNS)
+    claims = {claim for e in catalogue.EXPERIMENTS for claim in e.claims}
+    assert claims == {"H1", "H2", "H3", "H4", "F1", "F2", "F3", "F4"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_each_run_stands_once_and_has_a_file_of_its_own(scale):
+    runs = catalogue.specs(scale)
+    assert len(set(runs)) == len(runs) > 100 and {s.scale for s in runs} == {scale}
+    assert len({store.record_path(s) for s in runs}) == len(runs)
+    together = [s for name in catalogue.RUNS for s in catalogue.specs(scale, name)]
+    assert set(together) <= set(runs) or scale != "quick"
+    assert {key(s) for s in together} == {key(s) for s in runs}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", catalogue.RUNS)
+def test_plain_runs_come_before_what_is_compared_with_them(scale, name):
+    runs = catalogue.specs(scale, name)
+    place = {s: k for k, s in enumerate(runs)}
+    assert runs, "an experiment without runs"
+    for s, k in place.items():
+        if s.pruning != Pruning() and base_of(s) in place:
+            assert place[base_of(s)] < k
+    if name != "2_hgsr_structure":  # its plain runs are those of 1_hgsr_criteria
+        assert store.penalties_label(runs[0]) == "plain"
+
+
+def test_the_first_two_seeds_come_before_the_others():
+    seeds = [s.seed for s in catalogue.specs("quick", "1_hgsr_criteria")]
+    assert set(seeds[: seeds.index(2)]) == {0, 1} and set(seeds[seeds.index(2) :]) == {2, 3, 4}
+
+
+def test_a_number_of_seeds_can_be_asked_for():
+    for count in (1, 2, 7):
+        assert {s.seed for s in catalogue.specs("quick", "4_ffr_flow", count)} == set(range(count))
+
+
+def test_every_arm_has_its_strengths():
+    runs = catalogue.specs("quick", "1_hgsr_criteria", 1)
+    assert {(s.weight.name, s.weight.strength) for s in runs} == {("none", 0.0)} | {
+        (c, x) for c in CRITERIA for x in GRID
+    }
+    arms = {(s.flow.length, s.flow.curvature, s.activation.strength) for s in catalogue.specs("quick", "4_ffr_flow", 1)}
+    for x in GRID:
+        assert {(x, 0, 0), (0, x, 0), (x, x, 0), (0, 0, x)} <= arms
+
+
+def test_wrong_names_are_refused():
+    with pytest.raises(ValueError, match="did you mean 'laptop'"):
+        catalogue.specs("labtop")
+    with pytest.raises(ValueError, match="did you mean '4_ffr_flow'"):
+        catalogue.specs("quick", "4_ffr_flows")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_flow_of_the_catalogue_finds_its_pairs_and_triples(scale):
+    """The penalty is worked out on one image for each net and reading: none raises, each moves some feature."""
+    nets, seen = {}, set()
+    for s in catalogue.specs(scale, seeds=1):
+        f, a = s.flow, s.activation
+        tap = f.tap if f.length or f.curvature else a.tap
+        options = (s.model, f.norm, f.curvature_kind, f.transition, tap, f.length > 0, f.curvature > 0, a.strength > 0)
+        if options in seen or not (f.length or f.curvature or a.strength):
+            continue
+        seen.add(options)
+        if (s.model, tap) not in nets:
+            model = new_model(s, 10)
+            x = torch.randn(1, *((1, 8, 8) if s.data == "digits" else (3, 32, 32)))
+            with torch.no_grad():
+                nets[s.model, tap] = model, model.flow(x, tap)[1]
+        model, features = nets[s.model, tap]
+        features = [x.clone().requires_grad_() for x in features]
+        value = a.strength * flow.activation_penalty(features)
+        if f.length or f.curvature:
+            ways = model.shortcuts(tap) if f.transition == "shortcut" else None
+            value = value + flow.flow_penalty(
+                features, f.length, f.curvature, f.norm, f.curvature_kind, f.reduction, f.transition, ways
+            )
+        value.backward()
+        assert float(value.detach()) > 0 and any(x.grad is not None and x.grad.abs().sum() > 0 for x in features)
+    assert len(seen) > 3
+
+
+def test_the_plan_counts_what_has_no_record(results):
+    def told(workers=1):
+        return " ".join(catalogue.plan("quick", "1_hgsr_criteria", workers).split())
+
+    count = len(catalogue.specs("quick", "1_hgsr_criteria"))
+    assert f"{count} of {count} runs to make" in told() and "speed no record tells" in told()
+    plain = catalogue.specs("quick", "1_hgsr_criteria")[0]
+    made = store.provenance(plain, "cpu", torch.float32, "one", "digest", 60.0 * plain.recipe.epochs)
+    store.save(plain, "finished", {}, {"test_accuracy": 1.0}, made)
+    minutes = (count - 1) * plain.recipe.epochs
+    assert f"{count - 1} of {count} runs to make" in told() and f"{minutes:.1f} min" in told()
+    assert f"{minutes / 4:.1f} min" in told(4)
+
+
+def test_helpers():
+    assert catalogue.middle([]) == [] and catalogue.middle([1, 2, 3]) == [2] and catalogue.middle([1, 2]) == [2]
+    base = catalogue.BASES["quick"]["digits_cnn"]
+    assert catalogue.flow_arm(base, "both", 0.5) == replace(base, flow=replace(base.flow, length=0.5, curvature=0.5))
+    assert catalogue.flow_arm(base, "control", 0.5, tap="pre_activation").activation.tap == "pre_activation"
