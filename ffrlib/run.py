@@ -40,7 +40,7 @@ from ffrlib.jobs import (
     trainer_of,
 )  # fmt: skip
 from ffrlib.spec import RunSpec, base_of, choose, key
-from ffrlib.training import train_together
+from ffrlib.training import deterministic, train_together
 
 TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}
 # Runs at once on one GPU (others: 8). Compiled there from 50 epochs on: 20 s of compiling win 25 % of VGG16's time.
@@ -232,11 +232,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes on a CPU; default: one a core")
     parser.add_argument("--together", type=int, default=0, help="runs at once on a GPU; default: by the net's size")
     parser.add_argument("--out", type=Path, help="store folder of its own, with records.tar.gz and checkpoints.tar.gz")
+    parser.add_argument("--deterministic", action="store_true", help="equal runs on one GPU bitwise equal, but slower")
     parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes, and stop")
     given = parser.parse_args(arguments)
     try:
         if given.plan:
             return print(catalogue.plan(given.scale, given.experiment or None, given.workers))
+        if given.deterministic:
+            deterministic()
         specs = [s for s in catalogue.specs(given.scale, given.experiment or None) if given.model in ("", s.model)]
         if given.out:  # what the main store holds need not be made again
             specs = [s for s in specs if store.lookup(s) is None]
