@@ -50,6 +50,8 @@ AXES = PERCENT | {
     "cut_50_test_accuracy": "test accuracy with half\nthe channels cut (%)",
     "swept_accuracy": "test accuracy with\nthose zeroed (%)",
     "cut_test_accuracy": "accuracy after the cut (%)", "validation_accuracy": "validation accuracy (%)",
+    "cut_30_test_accuracy": "test accuracy with 30 %\nof the channels cut (%)", "activation_mean": "mean activation",
+    "flow_length": "length of the flow", "straightness": "straightness (1: straight)",
     "loss": "cross-entropy in training", "width": "width factor",
     "macs_removed": "MACs removed (%)", "time_saved": "time saved (%)",
 }  # fmt: skip
@@ -234,13 +236,20 @@ def readme(scale: str) -> Figure:
     looks = {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v")}
     looks |= {"group_lasso": ("group lasso", *FORMS["flat"][1:]), HSQ_GL12: ("squared GL12", *FORMS["squared"][1:])}
     flow = {name: ("length + curvature" if name == "both" else name, *look) for name, look in LOOKS.items()}
-    for ax, name, nets, own, x, title in (
-        (axes[0], "1_hgsr_criteria", HGSR_NETS, looks, "removable_weight_share", "penalties on weights"),
-        (axes[1], "4_ffr_flow", FFR_NETS, flow, "removable_channel_share", "on the feature flow"),
+    for ax, name, nets, own, title in (
+        (axes[0], "1_hgsr_criteria", HGSR_NETS, looks, "penalties on weights"),
+        (axes[1], "4_ffr_flow", FFR_NETS, flow, "on the feature flow"),
     ):
         base = BASES[scale][nets[scale][0]]
         keys = {key(s) for s in tables.unseeded(name, scale) if tables.plain_of(s) == base}
-        plot(ax, rows([r for r in records if r["key"] in keys]), own, x, "test_accuracy", "strength")
+        plot(
+            ax,
+            rows([r for r in records if r["key"] in keys]),
+            own,
+            "removable_weight_share",
+            "test_accuracy",
+            "strength",
+        )
         ax.set(title=f"{title}: {base.model}, {base.data}")
     return fig
 
@@ -268,7 +277,7 @@ def main() -> None:
     """Makes README's picture, of the largest scale with records of HGSR's net, and that of the latencies."""
     folder, nets = results_folder(), {s: f"{BASES[s][n[0]].data}-{n[0]}" for s, n in HGSR_NETS.items()}
     scale = next((s for s in reversed(SCALES) if any(folder.glob(f"runs/{s}/{nets[s]}/*.json"))), "quick")
-    alt = f"Test accuracy against the share of weights (left) and channels (right) that can go within a point; {scale}."
+    alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale}."
     paths = save(readme(scale), "readme", "", alt)
     if (latency := folder / "benchmarks" / "latency.json").exists():
         alt = "Time saved against MACs removed, for nets with fewer channels and for nets with scattered zeros."
