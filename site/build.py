@@ -85,23 +85,21 @@ def notebook_page(path: Path) -> str:
 # -- the library -------------------------------------------------------------------------------------------------------
 def as_markdown(docstring: str | None) -> str:
     """A docstring as Markdown text: `<` outside of code is no tag."""
-    parts = re.split(r"(`[^`]*`)", docstring or "")
-    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
+    parts = re.split(r"(`[^`]*`)", docstring or "")  # every second one is code
+    return "".join(part if n % 2 else part.replace("<", "&lt;") for n, part in enumerate(parts))
 
 
 def entry(node: ast.AST, source: str) -> str:
-    """A public function, class or constant of a module as a MyST directive; its source lines are folded below it."""
-    text = "\n".join(
-        source.splitlines()[min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1 : node.end_lineno]
-    )
+    """A public function or class of a module as a MyST directive, with its source lines folded below it."""
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    text = "\n".join(source.splitlines()[first - 1 : node.end_lineno])
     body, inner = as_markdown(ast.get_docstring(node)), []
     if isinstance(node, ast.ClassDef):
         kind, signature = "class", node.name
         for part in node.body:
             if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
-                inner.append(
-                    directive("method", called(part, skip_first=True), as_markdown(ast.get_docstring(part)), 4)
-                )
+                explained = as_markdown(ast.get_docstring(part))
+                inner.append(directive("method", called(part, skip_first=True), explained, 4))
     else:
         kind, signature = "function", called(node)
     fold = f'<details class="source"><summary>source</summary>\n\n```python\n{text}\n```\n\n</details>'
@@ -130,13 +128,12 @@ def module_pages() -> dict[str, str]:
         tree = ast.parse(source)
         found = [f"# {name}\n", directive("module", name, "", 6), "", as_markdown(ast.get_docstring(tree)), ""]
         for node in tree.body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 found += [entry(node, source), ""]
-            elif (
-                isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper()
-            ):
+            elif isinstance(target, ast.Name) and target.id.isupper() and not target.id.startswith("_"):
                 text = "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
-                found += [directive("data", node.targets[0].id, f"```python\n{text}\n```", 6), ""]
+                found += [directive("data", target.id, f"```python\n{text}\n```", 6), ""]
         pages[f"api/{name}"] = "\n".join(found)
     return pages
 
