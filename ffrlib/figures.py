@@ -86,10 +86,10 @@ def unrolled(frame: pd.DataFrame, columns: dict[str, list]) -> pd.DataFrame:
 
 
 def means(frame: pd.DataFrame, by: str, x: str, y: str) -> np.ndarray:
-    """x mean, y mean, y low, y high over the rows of each value of `by`, ascending in x; shape (values, 4)."""
+    """x mean, y mean, y low, y high over the rows of each value of `by`, ascending in `by`; shape (values, 4)."""
     frame = frame.dropna(subset=[x, y]) if {x, y} <= set(frame.columns) else frame[:0]
     points = [(group[x].mean(), *tables.interval(group[y])) for _, group in frame.groupby(by)]
-    return np.array(sorted(points), dtype=float).reshape(-1, 4)
+    return np.array(points, dtype=float).reshape(-1, 4)
 
 
 # -- drawing -----------------------------------------------------------------------------------------------------------
@@ -156,15 +156,9 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
             )
         elif len(points):
             ax.plot(points[:, 0], points[:, 1], line, color=colour, marker=marker if len(points) < 12 else "")
-            ax.fill_between(
-                points[:, 0],
-                points[:, 2],
-                points[:, 3],
-                color=colour,
-                alpha=0.13 if len(looks) < 7 else 0.05,
-                linewidth=0,
-            )
-            ends.append((*points[-1, :2], text, colour))
+            x_mean, _, low, high = points[points[:, 0].argsort()].T  # a line may turn back, its band may not
+            ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
+            ends.append((*points[points[:, 0].argmax(), :2], text, colour))
     name_lines(ax, ends)
 
 

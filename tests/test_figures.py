@@ -64,6 +64,17 @@ def test_a_curve_joins_the_means_over_seeds_at_each_strength_with_their_interval
     assert star[0].get_xydata().tolist() == [[20.0, 98.0]]
 
 
+def test_a_line_follows_the_strengths_even_where_it_turns_back(tmp_path):
+    made = [
+        record(tmp_path, RunSpec(weight=WeightPenalty("l1", strength)), removable_weight_share=share)
+        for strength, share in ((0.1, 0.4), (0.2, 0.8), (0.3, 0.6))
+    ]
+    (ax,) = figures.arms(figures.rows(made), [("removable_weight_share", "test_accuracy")]).axes
+    (points,) = lines_of(ax).values()
+    assert points[:, 0] == pytest.approx([40.0, 80.0, 60.0])
+    assert ax.texts[0].xy[0] > 0.9, "the name hangs at the rightmost point"
+
+
 def test_lines_are_named_and_what_was_not_run_is_said(hgsr):
     group_lasso, exclusive, _ = figures.families(figures.rows(hgsr), [("removable_weight_share", "test_accuracy")]).axes
     assert texts_of(group_lasso) == ["flat"]
@@ -119,7 +130,7 @@ def test_cut_nets_are_placed_by_the_macs_they_have_left(tmp_path):
             for amount, left in ((0.3, 130), (0.5, 90))]  # fmt: skip
     (ax,) = figures.arms(figures.rows(made), [("macs_left_share", "test_accuracy")], "amount", "score").axes
     (points,) = lines_of(ax).values()
-    assert points[:, 0] == pytest.approx([45.0, 65.0]) and texts_of(ax) == ["L1 norm"]
+    assert points[:, 0] == pytest.approx([65.0, 45.0]) and texts_of(ax) == ["L1 norm"]
 
 
 def test_unrolled_lists_keep_their_row(hgsr):
