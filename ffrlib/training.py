@@ -3,7 +3,7 @@
 Images live on the device as uint8. A run draws its order, crops and flips for a whole epoch at once from its own
 generator, uploads them as tables, and a counter on the device walks through them: a step therefore needs nothing from
 Python. On a GPU it is captured once as a CUDA graph and replayed; several runs replay side by side, each on its own
-stream, and compute exactly what they would compute alone. On a CPU the same step runs eagerly, and many runs at once are
+stream, and compute what they would compute alone. On a CPU the same step runs eagerly, and many runs at once are
 single-threaded processes (see `run`).
 """
 
@@ -59,7 +59,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def deterministic() -> None:
-    """From here on equal runs on one GPU are bitwise equal (on a CPU they always are). Call it before the GPU is used."""
+    """From here on equal runs on one GPU are bitwise equal (on a CPU they always are). Call it before the first use."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -78,7 +78,7 @@ def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
 
 
 def new_model(spec: RunSpec, num_classes: int) -> torch.nn.Module:
-    """The net of `spec` with its published initialisation, drawn from the run's seed; the global generator is left alone."""
+    """The net of `spec` as published, drawn from the run's seed; torch's default generator is left alone."""
     shortcut = spec.shortcut or None
     widths = None if spec.width == 1 else models.scaled_widths(spec.model, spec.width, shortcut)
     with torch.random.fork_rng(devices=[]):
@@ -111,11 +111,13 @@ class Trained:
 class Trainer:
     """One run in progress.
 
-    `model`: continue with this net instead of a new one. `masks`: {parameter name: 0/1 tensor}; masked weights stay zero.
-    `observe(model) -> {name: float}` is asked after about ten evenly spaced epochs and after the last.
+    `model`: continue with this net instead of a new one. `masks`: {parameter name: 0/1 tensor}; where 0, weights stay
+    zero. `observe(model) -> {name: float}` is asked after about ten evenly spaced epochs and after the last.
+    `compiled`: the forward pass goes through torch.compile.
     """
 
-    def __init__(self, spec: RunSpec, images: ImageSet, device="cpu", model=None, masks=None, observe=None, compiled=False):
+    def __init__(self, spec: RunSpec, images: ImageSet, device="cpu", model=None, masks=None, observe=None,
+                 compiled=False):  # fmt: skip
         self.spec, self.images, self.observe, self.compiled = spec, images, observe, compiled
         self.device, self.dtype = torch.device(device), precision(spec, device)
         self.model = new_model(spec, images.num_classes) if model is None else model
@@ -135,8 +137,9 @@ class Trainer:
         # The fused optimiser reads a learning rate on a GPU as float32, whatever the weights are.
         self.rate = torch.zeros((), dtype=self.real if self.device.type == "cpu" else torch.float32, device=self.device)
         r = spec.recipe
-        self.optimiser = torch.optim.SGD(self.parameters, lr=self.rate, momentum=r.momentum, nesterov=r.nesterov and r.momentum > 0,
-                                         weight_decay=r.weight_decay, fused=True)  # fmt: skip
+        self.optimiser = torch.optim.SGD(self.parameters, lr=self.rate, momentum=r.momentum,
+                                         nesterov=r.nesterov and r.momentum > 0, weight_decay=r.weight_decay,
+                                         fused=True)  # fmt: skip
         if r.momentum:  # from zero, which is where the optimiser would start: at fixed addresses, before the first step
             for parameter in self.parameters:
                 self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -164,11 +167,12 @@ class Trainer:
         w, f, a = self.spec.weight, self.spec.flow, self.spec.activation
         total = torch.zeros((), device=self.device, dtype=self.real)
         if w.name != "none" and w.update == "subgradient":
-            total = total + weight.weight_penalty(self.model, w.name, w.strength, w.grouping, w.mix, w.second, w.include_linear)
+            total = total + weight.weight_penalty(self.model, w.name, w.strength, w.grouping, w.mix, w.second,
+                                                  w.include_linear)  # fmt: skip
         if f.length or f.curvature:
             ways = self.model.shortcuts(self.tap) if f.transition == "shortcut" else None
-            total = total + flow.flow_penalty(features, f.length, f.curvature, f.norm, f.curvature_kind, f.reduction, f.transition,
-                                              shortcuts=ways)  # fmt: skip
+            total = total + flow.flow_penalty(features, f.length, f.curvature, f.norm, f.curvature_kind, f.reduction,
+                                              f.transition, shortcuts=ways)  # fmt: skip
         if a.strength:
             total = total + a.strength * flow.activation_penalty(features)
         return total
@@ -257,7 +261,8 @@ class Trainer:
 
     def strengths(self) -> dict:
         s = self.spec
-        given = {"weight": s.weight.strength, "length": s.flow.length, "curvature": s.flow.curvature, "activation": s.activation.strength}
+        given = {"weight": s.weight.strength, "length": s.flow.length, "curvature": s.flow.curvature,
+                 "activation": s.activation.strength}  # fmt: skip
         return {name: value for name, value in given.items() if value}
 
     def advance(self) -> None:
@@ -301,8 +306,8 @@ class Trainer:
         return Trained(self.model.eval(), self.curve, status, self.seconds, self.failure)
 
 
-def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf, report=None,
-                   must_finish: bool = False) -> list[Trained]:  # fmt: skip
+def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf,
+                   report=None, must_finish: bool = False) -> list[Trained]:  # fmt: skip
     """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
 
     On a GPU each trainer replays its captured step on its own stream, so the runs fill the card together; on a CPU they
