@@ -169,7 +169,7 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
               minutes: float = math.inf, together: int = 0, progress: bool = True) -> Summary:  # fmt: skip
     """Makes sure that every spec has a record: what is stored is reused, the rest is run.
 
-    `workers`: processes on a CPU (0: one a core, single-threaded; a single run gets all cores except at scale "quick").
+    `workers`: processes on a CPU (0: one a core, single-threaded; a single run gets all cores, except on the digits).
     `device`: "cpu", "cuda" or "" (a GPU for the paper scale where there is one). `minutes`: stop cleanly before this
     limit. With FFR_TRAIN=never nothing is run and the rest is counted as missing. Raises ValueError for a damaged
     record, RuntimeError with one sentence when memory is short.
@@ -189,7 +189,7 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
             if device == "cuda":
                 on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
-                threads = 1 if jobs[0][0].scale == "quick" else workers or cores
+                threads = 1 if jobs[0][0].data == "digits" else workers or cores
                 run_job(*jobs[0], root, device, threads, deadline)
                 bar.update(1)
             else:

@@ -254,11 +254,13 @@ def verdicts(records: list[dict]) -> list[dict]:
 def values(records: list[dict], found: list[dict]) -> dict[str, str]:
     """Name -> text of each number that prose may cite, shares in percent: plain runs, every arm at the strength chosen
     for weights, every cut, the verdicts `found`; e.g. `quick.digits_digits_cnn.both.test_accuracy`."""
-    out = {"records": str(len(records))}
+    out, total = {}, {}
     cited = {"1_hgsr_criteria": "strengths", "4_ffr_flow": "strengths", "3_hgsr_pruning": "cut", "5_ffr_pruning": "cut"}
     for scale, (name, kind) in product(SCALES, cited.items()):
-        own = [r for r in records if r["scale"] == scale]
-        out[f"{scale}.records"] = str(len(own))
+        listed = {key(spec) for spec in catalogue.specs(scale, seeds=1)}  # a reader's own runs change no number
+        own = [r for r in records if r["scale"] == scale and r["key"] in listed]
+        total[scale] = len(own)
+        out[f"{scale}.records"], out["records"] = str(len(own)), str(sum(total.values()))
         out[f"{scale}.minutes"] = f"{sum(r['provenance']['seconds'] for r in own) / 60:.0f}"
         for row in tables.experiment_tables(name, scale, own)[kind].to_dict("records"):
             place = [scale, row["net"], row["arm"]] + (["cut", row["score"], row["amount"]] if kind == "cut" else [])
