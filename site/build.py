@@ -32,6 +32,7 @@ HIDDEN = shutil.ignore_patterns(".*", "_*", "cache")
 KEY = re.compile(r"\b[0-9a-f]{10}\b")
 RECORD_LINK = re.compile(r"\]\(runs/[^)\s]*--([0-9a-f]{10})-s\d+\.json\)")
 INTERVAL = re.compile(r"\[([^\s,\]]+), ([^\s\]]+)\]")
+LIST_END = re.compile(r"^((?:- |  ).*)\n(?=[^\s-])", re.MULTILINE)
 LINK = re.compile(r"\]\(([\w./-]+)\)")
 MODULE_LINK = re.compile(r"\]\(((?:\.\./)*)ffrlib/([\w/]+)\.py\)")
 PACKAGES = ("sphinx", "myst_nb", "furo", "mathjax")
@@ -84,8 +85,8 @@ def notebook_page(path: Path) -> str:
 
 # -- the library -------------------------------------------------------------------------------------------------------
 def as_markdown(docstring: str | None) -> str:
-    """A docstring as Markdown text: `<` outside of code is no tag."""
-    parts = re.split(r"(`[^`]*`)", docstring or "")  # every second one is code
+    """A docstring as Markdown text: `<` outside of code is no tag, a line that is not indented ends a list."""
+    parts = re.split(r"(`[^`]*`)", LIST_END.sub(r"\1\n\n", docstring or ""))  # every second one is code
     return "".join(part if n % 2 else part.replace("<", "&lt;") for n, part in enumerate(parts))
 
 

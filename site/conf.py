@@ -64,7 +64,7 @@ def link_code(app, tree, page: str) -> None:
         app.places = places(app)
     for node in [n for n in tree.findall(nodes.literal) if not isinstance(n.parent, nodes.reference)]:
         target, anchor = app.places.get(node.astext().split("(")[0].strip(), (page, ""))
-        if target != page and "code" not in node["classes"]:
+        if (target, anchor) != (page, "") and "code" not in node["classes"]:
             node.replace_self(make_refnode(app.builder, page, target, anchor, node.deepcopy()))
 
 

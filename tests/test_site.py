@@ -37,8 +37,12 @@ EXPERIMENT = "1_hgsr_criteria"
 @given(st.text("ab<>`\n &"))
 def test_a_docstring_holds_no_tags_but_loses_nothing(text):
     shown = build.as_markdown(text)
-    assert shown.replace("&lt;", "<") == text.replace("&lt;", "<")
+    assert shown.replace("&lt;", "<").replace("\n", "") == text.replace("\n", "")
     assert "<" not in re.sub(r"`[^`]*`", "", shown)
+
+
+def test_what_follows_a_list_is_no_part_of_it():
+    assert build.as_markdown("- a\n  b\n- c\nValueError: d\ne") == "- a\n  b\n- c\n\nValueError: d\ne"
 
 
 def test_a_function_is_shown_with_its_arguments_text_and_source():
