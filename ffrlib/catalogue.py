@@ -121,6 +121,7 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
     net = HGSR_NETS[scale][0]
     base = BASES[scale][net]
+    yield 0, base
     for name in CRITERIA:
         for strength in middle(strengths(scale, net, name)):
             yield 1, weight_arm(base, name, strength)
