@@ -112,12 +112,17 @@ def main(arguments: list[str] | None = None) -> int:
         values = {"FFR_RESULTS": str(fresh / "results")} | ({"FFR_SAMPLE": "1"} if given.task == "sample" else {})
     with environment(**values):
         totals = execute_all(parameters, fresh and fresh / "notebooks")
+    # Only here: regenerating what speaks of all records at once is no business of a single notebook.
+    from ffrlib import check, figures, store, verdicts
+
+    if fresh is None:
+        store.write_index()
+        verdicts.main()
+        figures.main()
     more = "".join(f", {totals[name]} {name}" for name in ("diverged", "missing") if totals[name])
     print(f"{totals['reused']} records reused, {totals['trained']} trained{more}")
     if fresh is None:
         return 0
-    from ffrlib import check  # only here: regenerating tables is no business of the other tasks
-
     return check.compare(committed=REPOSITORY / "results", fresh=fresh / "results")
 
 
