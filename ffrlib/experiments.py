@@ -41,8 +41,10 @@ def records(name: str, scale: str) -> list[dict]:
     return [record for record in found if record["key"] in keys]
 
 
-def show(fig, alt: str, name: str = "", scale: str = "") -> Image:
+def show(fig, alt: str, name: str = "", scale: str = "") -> Image | None:
     """The picture for a notebook; also kept as `name` in the figures of `scale`, unless only a sample was run."""
+    if os.environ.get("FFR_PICTURES") == "never":  # a replication compares numbers
+        return None
     if name and not sampling():
         figures.save(fig, name, scale, alt)
     return Image(figures.png(fig), alt=alt)

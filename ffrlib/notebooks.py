@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     if fresh:
         shutil.rmtree(fresh, ignore_errors=True)  # trained from nothing, and kept afterwards for who wants to look
         parameters["scale"] = "quick"
-        values = {"FFR_RESULTS": str(fresh / "results")} | ({"FFR_SAMPLE": "1"} if given.task == "sample" else {})
+        values = {"FFR_RESULTS": str(fresh / "results"), "FFR_PICTURES": "never"}
+        values |= {"FFR_SAMPLE": "1"} if given.task == "sample" else {}
     with environment(**values):
         totals = execute_all(parameters, fresh and fresh / "notebooks")
     # Only here: regenerating what speaks of all records at once is no business of a single notebook.

@@ -12,6 +12,7 @@ import pytest
 import ffrlib
 from ffrlib import notebooks
 
+REGENERATED = []
 PARAMETERS = (
     '# what a reader may change\nscale: str = "quick"\nseeds: int = 5\nstrength: float = 0.5\nwide: bool = False'
 )
@@ -109,12 +110,16 @@ def two_experiments(tmp_path, monkeypatch):
     write(tmp_path / "experiments" / "02_b.ipynb", 'scale: str = "quick"', "seeds, strength, wide = 7, 0, 0\n" + BODY)
     write(tmp_path / "experiments" / "01_a.ipynb")
     monkeypatch.delenv("FFR_TRAIN", raising=False)
+    for place in ("store.write_index", "verdicts.main", "figures.main"):  # they would write into the real results
+        monkeypatch.setattr(f"ffrlib.{place}", lambda place=place: REGENERATED.append(place))
+    REGENERATED.clear()
     return tmp_path / "build"
 
 
 def test_reproduce_sums_what_the_notebooks_report(two_experiments, capsys):
     assert notebooks.main(["reproduce", "--scale", "laptop", "--seeds", "3", "--workers", "2"]) == 0
     said = capsys.readouterr().out
+    assert REGENERATED == ["store.write_index", "verdicts.main", "figures.main"]
     assert said.index("[1/2] 01_a.ipynb") < said.index("[2/2] 02_b.ipynb")
     assert said.endswith("4 records reused, 10 trained, 2 diverged\n")  # 3 + 7; the second declares no `seeds`
     first = printed(two_experiments / "notebooks" / "01_a.ipynb")
@@ -134,7 +139,9 @@ def test_tables_trains_nothing_and_replicate_starts_from_an_empty_store(two_expe
     old = two_experiments / "sample" / "results" / "old.json"
     old.parent.mkdir(parents=True)
     old.write_text("{}")
+    REGENERATED.clear()
     assert notebooks.main(["sample", "--scale", "laptop"]) == 1  # what compare returns
+    assert not REGENERATED
     assert not old.exists()
     seen = printed(two_experiments / "sample" / "notebooks" / "02_b.ipynb")
     assert (seen["scale"], seen["sample"], seen["train"]) == ("quick", "1", None)
