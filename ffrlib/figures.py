@@ -224,7 +224,8 @@ def time_saved(measured: list[dict]) -> Figure:
 
 
 def readme(scale: str) -> Figure:
-    """README's picture: what some of HGSR's criteria (left) and FFR's arms (right) free at what accuracy."""
+    """README's picture: what some of HGSR's criteria (left) and FFR's arms (right) free at what accuracy, without the
+    strengths that cost more than five points."""
     records, _ = store.load_all(scale=scale)
     fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
     looks = {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v")}
@@ -236,14 +237,10 @@ def readme(scale: str) -> Figure:
     ):
         base = BASES[scale][nets[scale][0]]
         keys = {key(s) for s in tables.unseeded(name, scale) if tables.plain_of(s) == base}
-        plot(
-            ax,
-            rows([r for r in records if r["key"] in keys]),
-            own,
-            "removable_weight_share",
-            "test_accuracy",
-            "strength",
-        )
+        frame = rows([r for r in records if r["key"] in keys])
+        reached = frame.groupby(["arm", "strength"], dropna=False)["test_accuracy"].transform("mean")
+        least = frame.loc[frame["arm"] == "plain", "test_accuracy"].mean() - 5  # beyond that nobody would go
+        plot(ax, frame[reached >= least], own, "removable_weight_share", "test_accuracy", "strength")
         ax.set(title=f"{title}: {base.model}, {base.data}")
     return fig
 
@@ -271,7 +268,7 @@ def main() -> None:
     """Makes README's picture, of the largest scale with records of HGSR's net, and that of the latencies."""
     folder, nets = results_folder(), {s: f"{BASES[s][n[0]].data}-{n[0]}" for s, n in HGSR_NETS.items()}
     scale = next((s for s in reversed(SCALES) if any(folder.glob(f"runs/{s}/{nets[s]}/*.json"))), "quick")
-    alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale}."
+    alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale}; strengths that cost over 5 points left out."
     paths = save(readme(scale), "readme", "", alt)
     if (latency := folder / "benchmarks" / "latency.json").exists():
         alt = "Time saved against MACs removed, for nets with fewer channels and for nets with scattered zeros."
