@@ -14,7 +14,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/lessons)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce replicate test lab tables figures check plan data clean
+.PHONY: help reproduce replicate test lab tables figures check plan data clean site
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -74,6 +74,5 @@ clean:  ## remove what can be made again (not the records, the environment or th
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements-site.lock -c requirements.lock
 	@touch $@
 
-.PHONY: site
 site: $(ENVIRONMENT) $(if $(ENVIRONMENT),.venv/installed-site)  ## all of this as pages to read offline, in build/site
 	@$(PY) site/build.py

@@ -164,7 +164,7 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 rank = order + (0.5 if first else 1.5) + 0.1 * abs(k - len(grid) // 2)
                 yield rank, flow_arm(base, arm, strength)
         if scale != "paper":  # run length and weight decay, at the middle strength
-            for change in ({"epochs": 2 * base.recipe.epochs}, {"weight_decay": 0.0}, {"weight_decay": 5e-3}):
+            for change in ({"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}):
                 other = replace(base, recipe=replace(base.recipe, **change))
                 yield 6, other
                 for arm in ("control", "both"):

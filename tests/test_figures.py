@@ -227,3 +227,19 @@ def test_a_sample_keeps_no_figure(tmp_path, monkeypatch):
     monkeypatch.delenv("FFR_SAMPLE")
     experiments.show(fig, "nothing", "a", "quick")
     assert len(list((tmp_path / "figures" / "quick").iterdir())) == 3
+
+
+def test_the_first_notebook_of_many_short_runs_makes_them_all_ahead(monkeypatch):
+    monkeypatch.delenv("FFR_SAMPLE", raising=False)
+    monkeypatch.setenv("FFR_AHEAD", "quick")
+    assert experiments.needed("6_ffr_readings", "quick") == catalogue.specs("quick")
+    assert experiments.needed("6_ffr_readings", "laptop") == catalogue.specs("laptop", "6_ffr_readings")
+    monkeypatch.setenv("FFR_SAMPLE", "1")
+    assert len(experiments.needed("6_ffr_readings", "quick")) == 4
+
+
+def test_a_replication_draws_no_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    monkeypatch.setenv("FFR_PICTURES", "never")
+    assert experiments.show(figures.families(figures.rows([]), [("strength", "test_accuracy")]), "x", "a", "quick") is None
+    assert not list(tmp_path.iterdir())
