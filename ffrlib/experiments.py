@@ -23,10 +23,11 @@ def needed(name: str, scale: str, seeds: int = 0) -> list[RunSpec]:
     """The runs of one experiment, `seeds` of each (0: as many as the scale asks for), or a sample of them.
 
     The sample: two seeds of the first run (the plain net) and of the one in the middle of the list. Raises ValueError
-    for an unknown experiment or scale, or a negative number of seeds. With FFR_AHEAD=<scale>: the runs of all experiments.
+    for an unknown experiment or scale, or a negative number of seeds. With FFR_AHEAD=<scale>:
+    the runs of all experiments.
     """
     require(seeds >= 0, "seeds", seeds, "0 (the scale's own number) or more")
-    if os.environ.get("FFR_AHEAD") == scale and not sampling():  # all in one go: a pool of processes started once, no core idle at its end
+    if os.environ.get("FFR_AHEAD") == scale and not sampling():  # one pool, started once, no core idle at its end
         return catalogue.specs(scale, seeds=seeds)
     specs = catalogue.specs(scale, name, seeds)
     keys = list(dict.fromkeys(key(spec) for spec in specs))

@@ -268,7 +268,8 @@ def main() -> None:
     """Makes README's picture, of the largest scale with records of HGSR's net, and that of the latencies."""
     folder, nets = results_folder(), {s: f"{BASES[s][n[0]].data}-{n[0]}" for s, n in HGSR_NETS.items()}
     scale = next((s for s in reversed(SCALES) if any(folder.glob(f"runs/{s}/{nets[s]}/*.json"))), "quick")
-    alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale}; strengths that cost over 5 points left out."
+    alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale};"
+    alt += " strengths that cost over 5 points left out."
     paths = save(readme(scale), "readme", "", alt)
     if (latency := folder / "benchmarks" / "latency.json").exists():
         alt = "Time saved against MACs removed, for nets with fewer channels and for nets with scattered zeros."

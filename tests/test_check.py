@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -46,6 +47,15 @@ def test_what_follows_from_the_records_is_right(committed, capsys):
     assert check.main() == 0
     said = capsys.readouterr().out
     assert "10 records, 0 stale, 0 wrong" in said and said.count("scale paper: not run") == 3
+
+
+def test_a_readers_own_run_makes_no_table_due(committed, capsys):
+    make_all(committed)
+    own = replace(catalogue.BASES["laptop"]["resnet20"], train_size=300)
+    keep(committed, own, test_accuracy=50.0)
+    assert check.main() == 0, capsys.readouterr().out
+    keep(committed, catalogue.BASES["laptop"]["resnet20"], test_accuracy=50.0)  # one of the catalogue does
+    assert check.main() == 1
 
 
 def test_every_kind_of_fault_is_named(committed, capsys, monkeypatch, tmp_path):

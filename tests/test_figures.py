@@ -241,5 +241,6 @@ def test_the_first_notebook_of_many_short_runs_makes_them_all_ahead(monkeypatch)
 def test_a_replication_draws_no_picture(tmp_path, monkeypatch):
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
     monkeypatch.setenv("FFR_PICTURES", "never")
-    assert experiments.show(figures.families(figures.rows([]), [("strength", "test_accuracy")]), "x", "a", "quick") is None
+    fig = figures.families(figures.rows([]), [("strength", "test_accuracy")])
+    assert experiments.show(fig, "nothing", "a", "quick") is None
     assert not list(tmp_path.iterdir())
