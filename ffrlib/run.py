@@ -1,7 +1,7 @@
 """Run what has no record yet: on CPU cores as single-threaded processes, on a GPU several at once, within a time limit.
 
-    python -m ffrlib.run --scale paper --minutes 9 --out DIR    the next runs of the catalogue, by priority
-    python -m ffrlib.run --plan --scale laptop                  what would run, and how many minutes
+python -m ffrlib.run --scale paper --minutes 9 --out DIR    the next runs of the catalogue, by priority
+python -m ffrlib.run --plan --scale laptop                  what would run, and how many minutes
 """
 
 from __future__ import annotations
