@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -65,10 +66,13 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
     out = Path(out or BUILD / "notebooks" / path.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     # No kernel folders: one that the user has installed as python3 would run another Python. Unix sockets rather than
-    # ports: kernels that start side by side can pick the same port.
-    manager = AsyncKernelManager(transport="ipc" if os.name == "posix" else "tcp", kernel_name="python3",
-                                 kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))  # fmt: skip
-    with environment(PYTHONPATH=f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", FFR_RUNNER="papermill"):
+    # ports: kernels that start side by side can pick the same port. The sockets lie in a folder that goes afterwards.
+    paths = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    with environment(PYTHONPATH=paths, FFR_RUNNER="papermill"), tempfile.TemporaryDirectory() as sockets:
+        reach = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+        manager = AsyncKernelManager(
+            kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **reach
+        )
         papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
                                    language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
     return out

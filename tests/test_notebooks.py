@@ -122,6 +122,7 @@ def test_reproduce_sums_what_the_notebooks_report(two_experiments, capsys):
     assert REGENERATED == ["store.write_index", "verdicts.main", "figures.main"]
     assert said.index("[1/2] 01_a.ipynb") < said.index("[2/2] 02_b.ipynb")
     assert said.endswith("4 records reused, 10 trained, 2 diverged\n")  # 3 + 7; the second declares no `seeds`
+    assert not list(two_experiments.parent.rglob("kernel*")), "sockets are left behind"
     first = printed(two_experiments / "notebooks" / "01_a.ipynb")
     assert (first["scale"], first["seeds"], first["train"]) == ("laptop", 3, None)
 
