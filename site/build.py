@@ -289,7 +289,7 @@ def lay_out(source: Path) -> None:
     for name, text in (records | modules).items():
         (source / f"{name}.md").parent.mkdir(exist_ok=True)
         (source / f"{name}.md").write_text(text)
-    results = pages("results/verdicts.md", "results/*.md") + scales
+    results = pages("results/verdicts.md", "results/*.md") + scales + pages("results/benchmarks/*.md")
     start.write_text(
         start.read_text()
         + toctree("Start", pages("notebooks/*.ipynb"))
