@@ -111,7 +111,8 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     judged = judge(parts)
     verdict = conclude(claim, judged)
     deciding = [j for j in judged if j["decides"]] or judged
-    weakest = min(deciding, key=lambda j: (j["n"] > 0, (j["mean"] or 0) - j["at_least"]), default=None)
+    failing = [j for j in deciding if verdict == "not supported" == j["verdict"]]
+    weakest = min(failing or deciding, key=lambda j: (j["n"] > 0, (j["mean"] or 0) - j["at_least"]), default=None)
     waiting = [j for j in deciding if j["verdict"] == "undecided"]
     seeds = max((j["seeds_needed"] for j in waiting), default=PAIRS) if verdict == "undecided" else 0
     arms = {k for j in waiting for k in j["records"]}
