@@ -1,29 +1,36 @@
 """Choose the strengths of the catalogue's arms: one seed, validation images only, by the procedure of docs/protocol.md.
 
     python benchmarks/pilot.py --scale quick --net digits_cnn [--arms l1 group_lasso both] [--count 5]
+    python benchmarks/pilot.py --scale laptop --net alexnet_small --count 3 --epochs 5
 
-An arm's grid is centred where its first push on the weights equals that of L1 at `--centre`, and moves by factors of 3.
-Kept are `count` strengths from the one that first reaches 30 % of weights below 1e-3 up to the one that reaches 90 % or
-has lost five points of validation accuracy. The arms of FFR and network slimming, which push no weight directly, take
-the `count` largest strengths that lose less than five points. At scale "paper" the pilot trains the short recipe below
-and scales the strengths to equal push over the run: strength * sum of learning rates is the same in both.
+An arm's search starts where its first push on the weights equals that of L1 at `--centre`, and walks by factors of 3:
+up until the arm has 90 % of weights below 1e-3 or has lost five points of validation accuracy, down until it has fewer
+than 30 %. Kept are `count` strengths of that range. The arms of FFR and network slimming, which push no weight
+directly, walk down until they lose less than five points, and keep the `count` largest strengths that do. With
+`--epochs` or `--train-size` (and always at scale "paper") the pilot trains a shorter recipe and scales the strengths to
+equal push over the run: strength * sum of learning rates is the same in both. Without, each run is the catalogue's own
+(seed 0): it is made in a store of its own, and the records of the kept strengths are copied to results/.
 """
 
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 
-from ffrlib import catalogue, measure
+from ffrlib import catalogue, measure, store
 from ffrlib.files import REPOSITORY, write_atomically
-from ffrlib.jobs import load_images
+from ffrlib.jobs import load_images, run_job
 from ffrlib.regularizers.strength import matched_strength
 from ffrlib.spec import CRITERIA, Recipe, RunSpec
 from ffrlib.training import Trainer, learning_rates, new_model, precision, train_together
 
 SHORT = {"train_size": 20000, "recipe": Recipe(epochs=15, lr=0.05, schedule="one_cycle", augment="crop_flip")}
 FILE = REPOSITORY / "data" / "strengths.json"
+PILOTS = REPOSITORY / "build" / "pilot"
+METRICS = ("unstructured_sparsity", "validation_accuracy")
 
 
 def total_rate(spec: RunSpec, images: int) -> float:
@@ -35,15 +42,44 @@ def arm_spec(base: RunSpec, arm: str, strength: float) -> RunSpec:
     return (catalogue.flow_arm if arm in catalogue.FLOW_ARMS else catalogue.weight_arm)(base, arm, strength)
 
 
-def try_out(specs: list[RunSpec], images, device: str, together: int) -> list[tuple[float, float, str]]:
-    """(share of weights below 1e-3, validation accuracy, status) of each run."""
-    found = []
-    for k in range(0, len(specs), together):
-        for done in train_together([Trainer(s, images, device) for s in specs[k : k + together]]):
-            dtype = precision(specs[0], device)
-            accuracy = measure.accuracy(done.model, *images.validation, images.mean, images.std, dtype)[0]
-            found.append((measure.sparsity(done.model)["weights"], accuracy, done.status))
-    return found
+def try_out(spec: RunSpec, images, device: str) -> tuple[float, float, str]:
+    """(share of weights below 1e-3, validation accuracy, status) of a run."""
+    done = train_together([Trainer(spec, images, device)])[0]
+    prepare = (images.mean, images.std, precision(spec, device))
+    accuracy = measure.accuracy(done.model, *images.validation, *prepare)[0]
+    return measure.sparsity(done.model)["weights"], accuracy, done.status
+
+
+def stored(spec: RunSpec) -> tuple[float, float, str]:
+    """The same of one of the catalogue's runs, with its record in `PILOTS`."""
+    if store.lookup(spec, PILOTS) is None:
+        run_job(spec, [], PILOTS, "cpu", 1)
+    record = store.lookup(spec, PILOTS)
+    return tuple(record["metrics"].get(m, 0.0) for m in METRICS) + (record["status"],)
+
+
+def walk(run, centre: float, plain: float, count: int, by_weights: bool, reach: int = 6) -> dict[float, tuple]:
+    """{strength: what `run(strength)` found}, ascending: what the rule in the module's docstring tries."""
+    found = {}
+
+    def sound(k: int) -> bool:
+        return found[k][2] == "finished" and found[k][1] > plain - 5
+
+    def look(k: int) -> int:
+        share, accuracy, status = found[k] = run(strength := float(f"{centre * 3.0**k:.2g}"))
+        print(f"    {strength:8.2g}: {100 * share:3.0f} % below 1e-3, {accuracy:.1f} {status}", flush=True)
+        return k
+
+    k = look(0)
+    while k < reach and sound(k) and not (by_weights and found[k][0] >= 0.9):
+        k = look(k + 1)
+    k = 0
+    while k > -reach and (found[k][0] >= 0.3 or len(found) < count if by_weights else not sound(k)):
+        k = look(k - 1)
+    if not by_weights:  # weaker ones than one that is sound are sound
+        k = max(k for k in found if sound(k)) if any(map(sound, found)) else k
+        found |= {j: (0.0, plain, "finished") for j in range(k - count + 1, k) if j not in found}
+    return {float(f"{centre * 3.0**k:.2g}"): found[k] for k in sorted(found)}
 
 
 def choose_strengths(strengths: list[float], found, plain: float, count: int, by_weights: bool) -> list[float]:
@@ -67,34 +103,36 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=[*CRITERIA, *catalogue.FLOW_ARMS, "network_slimming"])
     parser.add_argument("--centre", type=float, default=3e-4, help="L1's strength at the centre")
     parser.add_argument("--push", type=float, default=0.03, help="the centre of FFR's arms, 100 times that of slimming")
-    parser.add_argument("--steps", type=int, nargs=2, default=(-3, 5), help="powers of 3 around the centre")
     parser.add_argument("--count", type=int, default=5)
-    parser.add_argument("--together", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=0, help="of a shorter recipe; 0: the scale's own")
+    parser.add_argument("--train-size", type=int, default=0, help="of a shorter recipe; 0: the scale's own")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    goal = catalogue.BASES[given.scale][given.net]
-    base, scaling = goal, 1.0
-    images = load_images(base.data, base.train_size, given.device, base.init)
+    base = goal = catalogue.BASES[given.scale][given.net]
     if given.scale == "paper":
         base = replace(goal, **SHORT)
-        scaling = total_rate(base, 20000) / total_rate(goal, len(images.train[1]))
-        images = load_images(base.data, base.train_size, given.device, base.init)
+    base = replace(base, train_size=given.train_size or base.train_size,
+                   recipe=replace(base.recipe, epochs=given.epochs or base.recipe.epochs))  # fmt: skip
+    images, every = (load_images(s.data, s.train_size, given.device, s.init) for s in (base, goal))
+    scaling = total_rate(base, len(images.train[1])) / total_rate(goal, len(every.train[1]))
     torch.set_num_threads(1)
-    plain = try_out([base], images, given.device, 1)[0][1]
-    table = json.loads(FILE.read_text())
+    run = stored if base == goal and given.device == "cpu" else partial(try_out, images=images, device=given.device)
+    plain = run(base)[1]
     model = new_model(base, images.num_classes)
     for arm in given.arms:
-        centre = given.push / (100 if arm == "network_slimming" else 1)
+        centre = given.push / (100 if arm == "network_slimming" else 1) / scaling
         if arm in CRITERIA:
-            centre = matched_strength(model, arm, given.centre)
-        strengths = [float(f"{centre * 3.0**k:.2g}") for k in range(given.steps[0], given.steps[1] + 1)]
-        found = try_out([arm_spec(base, arm, s) for s in strengths], images, given.device, given.together)
-        kept = choose_strengths(strengths, found, plain, given.count, arm in CRITERIA)
+            centre = matched_strength(model, arm, given.centre / scaling)
+        print(f"{arm}: plain {plain:.1f}; strengths of the pilot, times {scaling:.3g} in the runs", flush=True)
+        found = walk(lambda s, arm=arm: run(arm_spec(base, arm, s)), centre, plain, given.count, arm in CRITERIA)
+        kept = choose_strengths(list(found), list(found.values()), plain, given.count, arm in CRITERIA)
         kept = [float(f"{s * scaling:.2g}") for s in kept]
+        for spec in (base, *(arm_spec(base, arm, s) for s in kept)) if run is stored else ():
+            if record := store.lookup(spec, PILOTS):  # a strength that was taken for sound unseen has none
+                write_atomically(store.record_path(spec), Path(record["path"]).read_bytes())
+        print(f"{arm} keeps {kept}", flush=True)
+        table = json.loads(FILE.read_text())  # read again: another pilot may have written meanwhile
         table.setdefault(given.scale, {}).setdefault(given.net, {})[arm] = kept
-        print(f"{arm} (plain {plain:.1f}) keeps {kept}")
-        for strength, (share, accuracy, status) in zip(strengths, found):
-            print(f"    {strength:8.2g}: {100 * share:3.0f} % below 1e-3, {accuracy:.1f} {status}", flush=True)
         write_atomically(FILE, json.dumps(table, indent=1, sort_keys=True) + "\n")
 
 
