@@ -1,17 +1,21 @@
 """MACs removed against time saved: VGG16 and ResNet-56 with 0, 50 and 75 % fewer channels or as many scattered zeros.
 
-    python benchmarks/latency.py [--threads 1] [--rounds 7] [--device cpu]
+    python benchmarks/latency.py [--threads 1] [--rounds 7] [--device cpu] [--onnx]
 
 Writes results/benchmarks/latency.json and .md. The nets have random weights, since only shapes and zeros matter here.
 The variants of a net take turns, so that whatever else the machine does hits them alike; a figure is the median over
-the rounds, the spread the distance between their quartiles. About two minutes on one quiet thread.
+the rounds, the spread the distance between their quartiles. About two minutes on one quiet thread. With `--onnx` (the
+extra of that name) the same nets also run in onnxruntime, as rows of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import io
 import json
 import statistics
+from importlib.metadata import version
 
 import torch
 
@@ -41,50 +45,85 @@ def variants(name: str, shortcut: str | None) -> list[tuple[str, float, torch.nn
     return out
 
 
+class InOnnxruntime(torch.nn.Module):
+    """A net as an onnxruntime session with one thread count for all of it; takes and returns tensors."""
+
+    def __init__(self, net: torch.nn.Module, batch: int, threads: int):
+        import onnxruntime
+
+        super().__init__()
+        self.weight, file = (
+            torch.nn.Parameter(torch.zeros(1)),
+            io.BytesIO(),
+        )  # a parameter tells `latency` dtype and device
+        plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()
+        torch.onnx.export(plain, (torch.rand(batch, *SHAPE),), dynamo=True, verbose=False).save(file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (name,) = (given.name for given in self.session.get_inputs())
+        return torch.from_numpy(self.session.run(None, {name: x.contiguous().numpy()})[0])
+
+
+def measured(nets: list, batch: int, rounds: int, **labels) -> list[dict]:
+    """One row for each (kind, share, net, MACs removed) of `nets`, the first of which is the dense one."""
+    times: list[list[float]] = [[] for _ in nets]
+    for _ in range(rounds):
+        for (_, _, net, _), own in zip(nets, times):
+            own.append(measure.latency(net, batch, SHAPE, seconds=0.0, least=2 if batch > 1 else 10)["median"])
+    rows, dense = [], statistics.median(times[0])
+    for (kind, share, _, removed), own in zip(nets, times):
+        low, middle, high = statistics.quantiles(own, n=4, method="inclusive")
+        rows.append({**labels, "kind": kind, "share": share, "batch": batch, "macs_removed": removed,
+                     "median_ms": middle, "spread_ms": high - low, "time_saved": 1 - middle / dense})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--onnx", action="store_true", help="also in onnxruntime, on the CPU")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows = []
+    rows, others = [], []
     for name, shortcut in NETS.items():
         nets = [
             (kind, share, net.to(given.device, memory_format=torch.channels_last), removed)
             for kind, share, net, removed in variants(name, shortcut)
         ]
         for batch in BATCHES:
-            times: list[list[float]] = [[] for _ in nets]
-            for _ in range(given.rounds):
-                for (_, _, net, _), own in zip(nets, times):
-                    own.append(measure.latency(net, batch, SHAPE, seconds=0.0, least=2 if batch > 1 else 10)["median"])
-            dense = statistics.median(times[0])
-            for (kind, share, _, removed), own in zip(nets, times):
-                low, middle, high = statistics.quantiles(own, n=4, method="inclusive")
-                rows.append({"net": name, "shortcut": shortcut or "", "kind": kind, "share": share, "batch": batch,
-                             "macs_removed": removed, "median_ms": middle, "spread_ms": high - low,
-                             "time_saved": 1 - middle / dense})  # fmt: skip
-                print(rows[-1], flush=True)
+            labels = {"net": name, "shortcut": shortcut or ""}
+            rows += measured(nets, batch, given.rounds, **labels)
+            if given.onnx:
+                exported = [(k, s, InOnnxruntime(net, batch, given.threads), removed) for k, s, net, removed in nets]
+                others += measured(exported, batch, given.rounds, **labels)
     cuda = torch.device(given.device).type == "cuda"
     made = {"device": torch.cuda.get_device_name() if cuda else "cpu", "cpu": store.cpu_type(),
             "threads": given.threads, "rounds": given.rounds, "precision": "float32",
             "torch": torch.__version__}  # fmt: skip
+    if given.onnx:
+        made["onnxruntime"] = version("onnxruntime")
     text = [
         "# Latency of cut nets",
         f"Device {made['device']} ({made['cpu']}), {made['threads']} thread(s), {made['precision']}, "
         f"torch {made['torch']}, median of {made['rounds']} rounds. Written by `benchmarks/latency.py`.\n",
-        "| net | kind | share | batch | MACs removed | ms | spread | time saved |",
-        "|---|---|---|---|---|---|---|---|",
+        "| net | engine | kind | share | batch | MACs removed | ms | spread | time saved |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in rows:
+    for r, engine in [(r, "eager") for r in rows] + [(r, f"onnxruntime {made.get('onnxruntime')}") for r in others]:
         text.append(
-            f"| {r['net']} {r['shortcut']} | {r['kind']} | {r['share']:.0%} | {r['batch']} | {r['macs_removed']:.1%} "
-            f"| {r['median_ms']:.2f} | {r['spread_ms']:.2f} | {r['time_saved']:.1%} |"
+            f"| {r['net']} {r['shortcut']} | {engine} | {r['kind']} | {r['share']:.0%} | {r['batch']} "
+            f"| {r['macs_removed']:.1%} | {r['median_ms']:.2f} | {r['spread_ms']:.2f} | {r['time_saved']:.1%} |"
         )
     folder = results_folder() / "benchmarks"
     write_atomically(
-        folder / "latency.json", json.dumps(store.tidy({"provenance": made, "rows": rows}), indent=1) + "\n"
+        folder / "latency.json",
+        json.dumps(store.tidy({"provenance": made, "rows": rows, "onnxruntime": others}), indent=1) + "\n",
     )
     print(write_atomically(folder / "latency.md", "\n".join(text) + "\n"))
 
