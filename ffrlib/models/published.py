@@ -5,8 +5,6 @@ a dense net trained here lies a little lower: say so wherever these stand in a t
 FFR_WEIGHTS, or else from data/weights/ or data/raw/weights/ of the repository; nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -34,9 +32,9 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
     Raises ValueError for an unknown name or a file with another checksum, FileNotFoundError with what to do.
     """
     choose("published weights of", name, CHECKSUMS)
-    file = f"{name}-A-cifar10.npz"
-    places = [REPOSITORY / "data" / "weights", REPOSITORY / "data" / "raw" / "weights"]
-    folders = [Path(root)] if root else [Path(f) for f in (os.environ.get("FFR_WEIGHTS"), *places) if f]
+    data, file = REPOSITORY / "data", f"{name}-A-cifar10.npz"
+    places = [root] if root else [os.environ.get("FFR_WEIGHTS"), data / "weights", data / "raw" / "weights"]
+    folders = [Path(place) for place in places if place]
     for path in (folder / file for folder in folders):
         if path.is_file():
             found = checksum(path, "sha256")

@@ -1,7 +1,5 @@
 """Residual nets of two-convolution blocks: CIFAR ResNets (options A and B), HGSR's small ones, ResNet-18 for 64x64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -139,17 +137,16 @@ class ResNet(Net):
         """A "stream" group a stage ("stage1", ...), each followed by the "inner" groups of its blocks."""
         groups, projected = [], self.layout.shortcut != "A"
 
-        def add(name: str, writers: list[str], readers: list[str], kind: str) -> None:
+        def group(name: str, writers: list[str], readers: list[str], kind: str) -> ChannelGroup:
             size = self.get_submodule(writers[0]).out_channels
             norms = tuple(writer.replace("conv", "bn") for writer in writers)
-            groups.append(ChannelGroup(name, size, tuple(writers), norms, tuple(readers), kind))
+            return ChannelGroup(name, size, tuple(writers), norms, tuple(readers), kind)
 
         for s, stage in enumerate(self.stages, 1):
             blocks, following = [f"{stage}.{k}" for k in range(len(getattr(self, stage)))], f"layer{s + 1}.0"
             first = ["conv1"] if s == 1 else [f"{stage}.0.shortcut.conv"] * projected
             last = [f"{following}.conv1"] + [f"{following}.shortcut.conv"] * projected
             readers = [f"{block}.conv1" for block in blocks[s > 1 :]] + (last if s < len(self.stages) else ["linear"])
-            add(f"stage{s}", first + [f"{block}.conv2" for block in blocks], readers, "stream")
-            for block in blocks:
-                add(f"{block}.conv1", [f"{block}.conv1"], [f"{block}.conv2"], "inner")
+            groups.append(group(f"stage{s}", first + [f"{block}.conv2" for block in blocks], readers, "stream"))
+            groups += [group(f"{block}.conv1", [f"{block}.conv1"], [f"{block}.conv2"], "inner") for block in blocks]
         return groups
