@@ -23,7 +23,6 @@ CHECKSUMS = {  # SHA-256 of the .npz files
     "resnet20": "ef390b25c0bd77a1d993ba3e82815a15587ea4ba6d00f99503aecbeccd137822",
     "resnet56": "f222bdf1125caa30541208723397bf1b29cd1c875c2fb8e2afd36d6a2c2e0161",
 }
-HOME = "https://github.com/akamaster/pytorch_resnet_cifar10 (commit d5489e8) as pretrained_models/{}-*.th"
 
 
 def locate(name: str, root: str | os.PathLike | None = None) -> Path:
@@ -41,7 +40,8 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
             require(found == CHECKSUMS[name], f"SHA-256 of {path}", found, CHECKSUMS[name])
             return path
     raise FileNotFoundError(
-        f"{file} is in none of {', '.join(map(str, folders))}. The weights are published at {HOME.format(name)}; "
+        f"{file} is in none of {', '.join(map(str, folders))}. The weights are published at "
+        f"https://github.com/akamaster/pytorch_resnet_cifar10 (commit d5489e8) as pretrained_models/{name}-*.th; "
         "make the .npz of that file with ffrlib.models.published.convert, and name its folder in FFR_WEIGHTS."
     )
 

@@ -34,16 +34,13 @@ PLANS = {
 }
 
 
-class Projection(nn.Module):
+class Projection(nn.Sequential):
     """Option B: 1x1 convolution of stride 2 and batch norm."""
 
     def __init__(self, earlier: int, later: int):
         super().__init__()
         self.conv = nn.Conv2d(earlier, later, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(later)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(self.conv(x))
 
     def carry(self, x: torch.Tensor) -> torch.Tensor:
         """The same as a step of the flow: it leaves alone the running statistics, which `forward` has updated."""
