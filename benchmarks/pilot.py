@@ -23,7 +23,7 @@ import torch
 from ffrlib import catalogue, measure, store
 from ffrlib.files import REPOSITORY, write_atomically
 from ffrlib.jobs import load_images, run_job
-from ffrlib.regularizers.strength import matched_strength
+from ffrlib.regularizers.weight import matched_strength
 from ffrlib.spec import CRITERIA, Recipe, RunSpec
 from ffrlib.training import Trainer, learning_rates, new_model, precision, train_together
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from ffrlib import models
-from ffrlib.regularizers.strength import matched_strength, mean_gradient
-from ffrlib.regularizers.weight import CRITERIA
+from ffrlib.regularizers.weight import CRITERIA, matched_strength, mean_gradient
 
 NETS = ("alexnet_small", "vgg11_small", "resnet18_small")
 # Mean |gradient|, feature-wise, relative to L1, at the published initialisation of NETS.

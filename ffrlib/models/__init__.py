@@ -1,7 +1,5 @@
 """The nets. `build` gives any of them at any widths, so that a pruned net is an ordinary one."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict
 
@@ -58,8 +56,7 @@ def scaled_widths(name: str, factor: float, shortcut: str | None = None) -> tupl
 
 def counted_convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """(name, convolution) in the order of `layout.widths`: all but the 1x1 projections of the shortcuts (as HGSR)."""
-    convs = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    return [(name, conv) for name, conv in convs if ".shortcut." not in name]
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and ".shortcut." not in n]
 
 
 def carried(model: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:

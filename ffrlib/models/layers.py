@@ -1,7 +1,5 @@
 """What all nets share: layout, channel groups, taps, dropout, option A's shortcut, initialisation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -90,10 +88,9 @@ class PadShortcut(nn.Module):
         behind = later - earlier - first
         padded = (-1,) * first + tuple(range(earlier)) + (-1,) * behind
         self.sources = sources or padded
-        used = [s for s in self.sources if s >= 0]
-        good = len(self.sources) == later and min(self.sources) >= -1 and max(self.sources) < earlier
-        allowed = f"{later} entries, each -1 or a channel below {earlier}, none twice"
-        require(good and len(set(used)) == len(used), "map of a shortcut", self.sources, allowed)
+        filled = self.sources.count(-1) + len({*self.sources} & {*range(earlier)})
+        require(filled == len(self.sources) == later, "map of a shortcut", self.sources,
+                f"{later} entries, each -1 or a channel below {earlier}, none twice")  # fmt: skip
         self.padding = (first, behind) if self.sources == padded else None
         index = None if self.padding else torch.tensor([s % (earlier + 1) for s in self.sources])
         self.register_buffer("index", index, persistent=False)  # not in the state dict: the layout has it
@@ -111,8 +108,8 @@ def initialise(model: nn.Module, scheme: str) -> None:
     "torch": torch's own (AlexNet-small). "fan_in": convolutions and linear layers Kaiming normal (akamaster's CIFAR
     ResNets). "fan_out": convolutions Kaiming normal, fan_out, ReLU, zero bias (torchvision's ResNets, hence the small
     ones and resnet18_tiny; digits_cnn; VGG11-small). "vgg": also linear layers N(0, 0.01), zero bias (torchvision's
-    VGG: VGG16, VGG19). HGSR's code has "vgg" for VGG11-small too, which does not train so in short runs: three linear
-    layers of 128 units pass too little, its loss stood at log 10 for 800 steps of lr .01; with "fan_out" for 100.
+    VGG: VGG16, VGG19). HGSR's code has "vgg" for VGG11-small too, whose three small linear layers then pass too little:
+    its loss stood at log 10 for 800 steps of lr .01, with "fan_out" for 100.
     """
     for module in model.modules():
         conv, linear = isinstance(module, nn.Conv2d), isinstance(module, nn.Linear)

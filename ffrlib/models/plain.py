@@ -1,9 +1,7 @@
 """Plain nets, AlexNet-small, VGG11-small, VGG16, VGG19, and a small one for the digits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -56,14 +54,13 @@ class Plain(Net):
         inputs = (plan.in_channels, *widths)
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=plan.bias) for i, o in zip(inputs, widths))
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) if plan.norm else nn.Identity() for o in widths)
-        ends = list(accumulate(len(stage) for stage in plan.stages))
+        ends = list(accumulate(map(len, plan.stages)))
         self.pool_behind = frozenset(ends if plan.last_pool else ends[:-1])  # counted from 1
-        head, size = [], widths[-1] * plan.grid**2
-        for units in plan.hidden:
-            linear = [nn.Linear(size, units), nn.ReLU()]
+        head, sizes = [], (widths[-1] * plan.grid**2, *plan.hidden)
+        for i, o in pairwise(sizes):
+            linear = [nn.Linear(i, o), nn.ReLU()]
             head += [Dropout(), *linear] if plan.dropout_first else [*linear, Dropout()]
-            size = units
-        self.head = nn.Sequential(*head, nn.Linear(size, layout.num_classes))
+        self.head = nn.Sequential(*head, nn.Linear(sizes[-1], layout.num_classes))
         initialise(self, plan.init)
 
     def _run(self, x: torch.Tensor, tap: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -5,8 +5,6 @@ a dense net trained here lies a little lower: say so wherever these stand in a t
 FFR_WEIGHTS, or else from data/weights/ or data/raw/weights/ of the repository; nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -25,7 +23,6 @@ CHECKSUMS = {  # SHA-256 of the .npz files
     "resnet20": "ef390b25c0bd77a1d993ba3e82815a15587ea4ba6d00f99503aecbeccd137822",
     "resnet56": "f222bdf1125caa30541208723397bf1b29cd1c875c2fb8e2afd36d6a2c2e0161",
 }
-HOME = "https://github.com/akamaster/pytorch_resnet_cifar10 (commit d5489e8) as pretrained_models/{}-*.th"
 
 
 def locate(name: str, root: str | os.PathLike | None = None) -> Path:
@@ -34,16 +31,17 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
     Raises ValueError for an unknown name or a file with another checksum, FileNotFoundError with what to do.
     """
     choose("published weights of", name, CHECKSUMS)
-    file = f"{name}-A-cifar10.npz"
-    places = [REPOSITORY / "data" / "weights", REPOSITORY / "data" / "raw" / "weights"]
-    folders = [Path(root)] if root else [Path(f) for f in (os.environ.get("FFR_WEIGHTS"), *places) if f]
+    data, file = REPOSITORY / "data", f"{name}-A-cifar10.npz"
+    places = [root] if root else [os.environ.get("FFR_WEIGHTS"), data / "weights", data / "raw" / "weights"]
+    folders = [Path(place) for place in places if place]
     for path in (folder / file for folder in folders):
         if path.is_file():
             found = checksum(path, "sha256")
             require(found == CHECKSUMS[name], f"SHA-256 of {path}", found, CHECKSUMS[name])
             return path
     raise FileNotFoundError(
-        f"{file} is in none of {', '.join(map(str, folders))}. The weights are published at {HOME.format(name)}; "
+        f"{file} is in none of {', '.join(map(str, folders))}. The weights are published at "
+        f"https://github.com/akamaster/pytorch_resnet_cifar10 (commit d5489e8) as pretrained_models/{name}-*.th; "
         "make the .npz of that file with ffrlib.models.published.convert, and name its folder in FFR_WEIGHTS."
     )
 

@@ -1,7 +1,5 @@
 """Residual nets of two-convolution blocks: CIFAR ResNets (options A and B), HGSR's small ones, ResNet-18 for 64x64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,16 +34,13 @@ PLANS = {
 }
 
 
-class Projection(nn.Module):
+class Projection(nn.Sequential):
     """Option B: 1x1 convolution of stride 2 and batch norm."""
 
     def __init__(self, earlier: int, later: int):
         super().__init__()
         self.conv = nn.Conv2d(earlier, later, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(later)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(self.conv(x))
 
     def carry(self, x: torch.Tensor) -> torch.Tensor:
         """The same as a step of the flow: it leaves alone the running statistics, which `forward` has updated."""
@@ -139,17 +134,16 @@ class ResNet(Net):
         """A "stream" group a stage ("stage1", ...), each followed by the "inner" groups of its blocks."""
         groups, projected = [], self.layout.shortcut != "A"
 
-        def add(name: str, writers: list[str], readers: list[str], kind: str) -> None:
+        def group(name: str, writers: list[str], readers: list[str], kind: str) -> ChannelGroup:
             size = self.get_submodule(writers[0]).out_channels
             norms = tuple(writer.replace("conv", "bn") for writer in writers)
-            groups.append(ChannelGroup(name, size, tuple(writers), norms, tuple(readers), kind))
+            return ChannelGroup(name, size, tuple(writers), norms, tuple(readers), kind)
 
         for s, stage in enumerate(self.stages, 1):
             blocks, following = [f"{stage}.{k}" for k in range(len(getattr(self, stage)))], f"layer{s + 1}.0"
             first = ["conv1"] if s == 1 else [f"{stage}.0.shortcut.conv"] * projected
             last = [f"{following}.conv1"] + [f"{following}.shortcut.conv"] * projected
             readers = [f"{block}.conv1" for block in blocks[s > 1 :]] + (last if s < len(self.stages) else ["linear"])
-            add(f"stage{s}", first + [f"{block}.conv2" for block in blocks], readers, "stream")
-            for block in blocks:
-                add(f"{block}.conv1", [f"{block}.conv1"], [f"{block}.conv2"], "inner")
+            groups.append(group(f"stage{s}", first + [f"{block}.conv2" for block in blocks], readers, "stream"))
+            groups += [group(f"{block}.conv1", [f"{block}.conv1"], [f"{block}.conv2"], "inner") for block in blocks]
         return groups

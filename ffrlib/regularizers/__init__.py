@@ -1,1 +1,1 @@
-"""Both families of penalties: `weight` (HGSR), `flow` (FFR), their `proximal` steps, and matched `strength`s."""
+"""Both families of penalties: `weight` (HGSR) and `flow` (FFR), and their `proximal` steps."""

@@ -23,14 +23,14 @@ def _brought(features, i: int, to: int, transition: str, shortcuts) -> Tensor | 
         return x if x.shape == shape else None
     if transition == "skip" or x.shape[2] % shape[2] or x.shape[3] % shape[3] or x.shape[1] > shape[1]:
         return None
-    if x.shape[2:] != shape[2:]:
-        x = F.avg_pool2d(x, (x.shape[2] // shape[2], x.shape[3] // shape[3]))
+    x = F.avg_pool2d(x, (x.shape[2] // shape[2], x.shape[3] // shape[3]))
     extra = shape[1] - x.shape[1]
-    return F.pad(x, (0, 0, 0, 0, extra // 2, extra - extra // 2)) if extra else x
+    return F.pad(x, (0, 0, 0, 0, extra // 2, extra - extra // 2))
 
 
-def _paths(features, transition: str = "skip", shortcuts=None) -> list[tuple[int, list[Tensor]]]:
-    """Paths of features of one shape, each with how many of its first steps (0 or 1) belong to triples alone.
+def _paths(features, transition: str = "skip", shortcuts=None) -> tuple[list[tuple[int, list[Tensor]]], int, int]:
+    """Paths of features of one shape, each with how many of its first steps (0 or 1) belong to triples alone; how many
+    pairs and triples that makes.
 
     A run of equal shapes is led by the (at most two) features before it, brought to its shape. The step between those
     two is needed for the first bend; as a pair it is counted at its own shape.
@@ -50,16 +50,13 @@ def _paths(features, transition: str = "skip", shortcuts=None) -> list[tuple[int
                 break
             path.insert(0, x)
         paths.append((max(0, len(path) - (stop - start) - 1), path))
-    return paths
+    pairs = sum(len(path) - 1 - lead for lead, path in paths)
+    return paths, pairs, sum(max(0, len(path) - 2) for _, path in paths)
 
 
 def flow_counts(features, transition: str = "skip", shortcuts=None) -> tuple[int, int]:
     """How many pairs (length terms) and triples (curvature terms) `flow_penalty` finds."""
-    return _counts(_paths(features, transition, shortcuts))
-
-
-def _counts(paths) -> tuple[int, int]:
-    return sum(len(path) - 1 - lead for lead, path in paths), sum(max(0, len(path) - 2) for _, path in paths)
+    return _paths(features, transition, shortcuts)[1:]
 
 
 def _wide(v: Tensor) -> torch.dtype:
@@ -87,14 +84,7 @@ def _slope(v: Tensor, norm: str, scale: Tensor) -> Tensor:
     if norm == "l2":
         size = _length(v)
         return v * torch.where(size > 0, scale / size, 0.0).to(v.dtype).reshape(-1, *[1] * (v.dim() - 1))
-    scale = scale.to(v.dtype)
-    if v.dtype != torch.bfloat16 or v.device.type != "cpu" or torch.is_grad_enabled():  # enabled: differentiated again
-        return v.sign() * scale
-    # A CPU takes signs of bfloat16 by way of float32. On the bits, read as integers, it is twice as fast: 0 stays 0,
-    # all else becomes the bits of the scale, and v's sign bit goes on top.
-    bits = v.view(torch.int16)
-    scaled = (bits & 0x7FFF).clamp_(max=1).mul_(scale.view(torch.int16))
-    return scaled.bitwise_xor_(bits & -0x8000).view(torch.bfloat16)
+    return v.sign() * scale.to(v.dtype)
 
 
 def _differences(path, bends):
@@ -184,10 +174,9 @@ def flow_penalty(
     choose("norm", norm, ("l1", "l2", "squared_l2"))
     choose("curvature_kind", curvature_kind, ("second_difference", "angle"))
     choose("reduction", reduction, ("mean", "sum"))
-    paths = _paths(features, transition, shortcuts)
-    for term, strength, count in zip(
-        ("length needs pairs", "curvature needs triples"), (length, curvature), _counts(paths)
-    ):
+    paths, pairs, triples = _paths(features, transition, shortcuts)
+    needs = ("length needs pairs", length, pairs), ("curvature needs triples", curvature, triples)
+    for term, strength, count in needs:
         require(strength == 0 or count > 0, f"the number found where {term} of features of one shape", count,
                 f"1 or more (transition {transition!r}, {len(features)} features)")  # fmt: skip
     total = torch.zeros((), device=features[0].device)
@@ -209,7 +198,7 @@ def activation_penalty(features) -> Tensor:
 
 def turning_angle(features) -> Tensor:
     """Mean turning angle, radians, over triples of one shape and samples (0 at a zero step); NaN without a triple."""
-    angles = [angle for _, path in _paths(features) for angle in _angles(path)]
+    angles = [angle for _, path in _paths(features)[0] for angle in _angles(path)]
     return torch.stack(angles).mean() if angles else torch.full((), torch.nan, device=features[0].device)
 
 
@@ -220,7 +209,7 @@ def straightness(features) -> Tensor:
     scores 1. Averaged over samples, and over runs in proportion to their steps. NaN where no run has two steps.
     """
     total, count = torch.zeros((), device=features[0].device), 0
-    for units in (_units(path) for _, path in _paths(features) if len(path) > 2):
+    for units in (_units(path) for _, path in _paths(features)[0] if len(path) > 2):
         moves = torch.stack([u.any(1) for u in units]).sum(0)
         score = torch.where(moves > 0, moves / _length(sum(units)), 1.0)
         total, count = total + len(units) * score.mean(), count + len(units)

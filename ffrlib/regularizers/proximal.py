@@ -27,11 +27,11 @@ def shrink_exclusive_sparsity(weight: Tensor, threshold, grouping: str = "featur
 
     With S_k the sum of the k largest |w| of the group, the level is max over k of 2 t S_k / (1 + 2 t k).
     """
-    rows = weight.movedim(1 - GROUPINGS.index(grouping), 0).abs()
-    sums = rows.flatten(1).sort(dim=1, descending=True).values.cumsum(1)
+    axis = 1 - GROUPINGS.index(grouping)
+    sums = weight.movedim(axis, 0).abs().flatten(1).sort(dim=1, descending=True).values.cumsum(1)
     k = torch.arange(1, sums.shape[1] + 1, device=sums.device, dtype=sums.dtype)
     level = (2 * threshold * sums / (1 + 2 * threshold * k)).amax(1).reshape(-1, *[1] * (weight.dim() - 1))
-    return shrink_l1(weight, level.movedim(0, 1 - GROUPINGS.index(grouping)))
+    return shrink_l1(weight, level.movedim(0, axis))
 
 
 STEPS = {"l1": shrink_l1, "group_lasso": shrink_group_lasso, "exclusive_sparsity": shrink_exclusive_sparsity}
@@ -60,8 +60,6 @@ def step_(
     require(not (shares["group_lasso"] and shares["exclusive_sparsity"]), "the proximal mixture", (name, second),
             "l1 with group_lasso or with exclusive_sparsity")  # fmt: skip
     for weight in penalised_weights(model, name, include_linear):
-        new = weight
         for which, share in shares.items():
             if share > 0:
-                new = STEPS[which](new, threshold * share, grouping)
-        weight.copy_(new)
+                weight.copy_(STEPS[which](weight, threshold * share, grouping))

@@ -10,8 +10,6 @@ Plain autograd gives NaN (0 * inf) where a kernel or a group is exactly zero. He
 subgradient of the convex criteria; for the others, whose slope is infinite, the convention that a zero stays a zero.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
@@ -50,10 +48,9 @@ def penalty(weights, name: str, grouping: str = "feature") -> Tensor:
     choose("the criterion", name, FORMS)
     choose("grouping", grouping, GROUPINGS)
     require(len(weights) > 0, "the number of weights to penalise", 0, "1 or more")
-    for w in weights:
-        require(w.dim() in (2, 4), "the shape of a weight", tuple(w.shape), "(out, in, kh, kw) or (out, in)")
     (norm, inner, outer), sums = FORMS[name], []
     for w in weights:
+        require(w.dim() in (2, 4), "the shape of a weight", tuple(w.shape), "(out, in, kh, kw) or (out, in)")
         flat = w.reshape(*w.shape[:2], -1)  # (out, in, kh * kw), a view in either memory format
         # Written as abs().sum(): torch.linalg.vector_norm over 3x3 kernels is ten times slower on a CPU.
         kernels = (flat.abs() if norm == 1 else flat.square()).sum(2)
@@ -61,11 +58,8 @@ def penalty(weights, name: str, grouping: str = "feature") -> Tensor:
     return _power(torch.cat(sums), outer).sum()  # over the groups of all layers at once: fewer small operations
 
 
-def _criterion(weight: Tensor, grouping: str = "feature", *, name: str) -> Tensor:
-    return penalty([weight], name, grouping)
-
-
-CRITERIA = {name: partial(_criterion, name=name) for name in FORMS}
+# The criteria one by one, each a function of a weight and a grouping.
+CRITERIA = {name: lambda weight, grouping="feature", name=name: penalty([weight], name, grouping) for name in FORMS}
 
 
 def penalised_weights(model: nn.Module, name: str, include_linear: bool = False) -> list[Tensor]:
@@ -97,3 +91,25 @@ def weight_penalty(
                 weights, which = [w.unsqueeze(0) for w in weights], "l1"
             terms.append(strength * share * penalty(weights, which, grouping))
     return sum(terms)
+
+
+def mean_gradient(
+    model: nn.Module, name: str, grouping: str = "feature", mix: float = 1.0, second: str = "l1"
+) -> float:
+    """Mean |dR/dw| at strength 1 over all weights that HGSR counts, one mean over all layers; synchronises."""
+    grads = torch.autograd.grad(weight_penalty(model, name, 1.0, grouping, mix, second), penalised_weights(model, name))
+    return float(sum(g.abs().sum(dtype=torch.float64) for g in grads)) / sum(g.numel() for g in grads)
+
+
+def matched_strength(
+    model: nn.Module, name: str, l1_strength: float, grouping: str = "feature", mix: float = 1.0, second: str = "l1"
+) -> float:
+    """The strength at which `name` pushes the model's weights, as they are now, as hard as L1 does at `l1_strength`.
+
+    As hard: with the same mean absolute gradient over the counted convolutions' weights. It is the centre of a grid of
+    strengths, no more: degrees of homogeneity differ (1/4 to 4), so the pushes part as the weights move. ValueError: an
+    unknown criterion, or weights that feel no push (all zero).
+    """
+    push = mean_gradient(model, name, grouping, mix, second)
+    require(push > 0, f"the mean gradient of {name}", push, "above 0")
+    return l1_strength * mean_gradient(model, "l1") / push
