@@ -2,33 +2,26 @@
 
 Images live on the device as uint8. A run draws its order, crops and flips for a whole epoch at once from its own
 generator, uploads them as tables, and a counter on the device walks through them: a step therefore needs nothing from
-Python. On a GPU it is captured once as a CUDA graph and replayed; several runs replay side by side, each on its own
-stream, and compute what they would compute alone. On a CPU the same step runs eagerly, and many runs at once are
-single-threaded processes (see `run`).
+Python, and a GPU can replay it. All that can change a number is here; when runs advance is decided in `together`.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
-import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ffrlib import checkpoint, data, models
+from ffrlib import data, models
 from ffrlib.data import ImageSet
 from ffrlib.models.layers import Dropout
 from ffrlib.regularizers import flow, proximal, weight
 from ffrlib.spec import Recipe, RunSpec
-
-WARM_UP = 3  # eager steps before a capture: cuDNN picks its algorithms, lazy state is made
 
 
 def stream_seed(seed: int, purpose: str) -> int:
@@ -53,11 +46,6 @@ def precision(spec: RunSpec, device: torch.device | str) -> torch.dtype:
         return torch.float32
     fast = torch.device(device).type == "cuda" or fast_bfloat16()
     return torch.bfloat16 if fast else torch.float32
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def deterministic() -> None:
@@ -97,17 +85,6 @@ def flow_of(model: torch.nn.Module, x: torch.Tensor, tap: str | None) -> tuple[t
 def compiled_flow():
     """`flow_of` through torch.compile: one compilation serves all runs of a shape."""
     return torch.compile(flow_of, dynamic=False)
-
-
-@dataclass
-class Trained:
-    """What training leaves: the net (eval mode), its curve, and how it ended ("finished", "diverged" or "paused")."""
-
-    model: torch.nn.Module
-    curve: dict
-    status: str
-    seconds: float
-    failure: dict | None = None
 
 
 class Trainer:
@@ -270,95 +247,3 @@ class Trainer:
     def advance(self) -> None:
         """One step, captured or not."""
         self.graph.replay() if self.graph else self.step()
-
-    # -- CUDA graph ----------------------------------------------------------------------------------------------------
-    def capture(self) -> None:
-        """Captures one step as a CUDA graph on a stream of its own; the warm-up steps leave no trace."""
-        self.stream, kept = torch.cuda.Stream(self.device), checkpoint.state(self)
-        self.begin_epoch()
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            for _ in range(WARM_UP):
-                self.step()
-                self.at.zero_()
-        self.stream.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        if self.dropouts:
-            self.graph.register_generator_state(self.dropout_generator)
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            self.step()
-        checkpoint.load_state(self, kept)
-
-    def epoch_seconds(self) -> float:
-        """How long an epoch will take, from the second of two steps that leave no trace."""
-        kept = checkpoint.state(self)
-        self.begin_epoch()
-        for _ in range(2):
-            synchronise(self.device)
-            start = time.monotonic()
-            self.advance()
-            self.at.zero_()
-        synchronise(self.device)
-        took = time.monotonic() - start
-        checkpoint.load_state(self, kept)
-        return took * self.steps
-
-    def result(self) -> Trained:
-        status = "diverged" if self.failure else "finished" if self.finished else "paused"
-        return Trained(self.model.eval(), self.curve, status, self.seconds, self.failure)
-
-
-def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf,
-                   report=None, must_finish: bool = False) -> list[Trained]:  # fmt: skip
-    """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
-
-    On a GPU each trainer replays its captured step on its own stream, so the runs fill the card together; on a CPU they
-    take turns step by step (give it one). `checkpoints`: a path for each trainer or None; read first, written at most
-    every `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs. `must_finish`: pause
-    as soon as the measured speed says that the end is out of reach (for runs whose checkpoint cannot travel).
-    """
-    paths = dict(zip(trainers, checkpoints or [None] * len(trainers)))
-    for trainer, path in paths.items():
-        if path is not None:
-            checkpoint.restore(trainer, Path(path))
-        if trainer.device.type == "cuda" and not trainer.finished:
-            trainer.capture()
-    active = [t for t in trainers if not t.finished]
-    slowest = sum(t.epoch_seconds() for t in active) if deadline < math.inf else 0.0
-    saved, unsaved = time.monotonic(), False
-    while active:
-        start = time.monotonic()
-        epochs_ahead = max(t.spec.recipe.epochs - t.epoch for t in active) if must_finish else 1
-        if start + 1.1 * epochs_ahead * slowest > deadline:
-            break
-        for trainer in active:
-            trainer.begin_epoch()
-        synchronise(active[0].device)  # the tables were filled on another stream
-        for i in range(max(t.steps for t in active)):
-            for trainer in active:
-                if i < trainer.steps:
-                    with torch.cuda.stream(trainer.stream) if trainer.graph else nullcontext():
-                        trainer.advance()
-        synchronise(active[0].device)
-        for trainer in active:
-            trainer.end_epoch()
-        took = time.monotonic() - start
-        slowest = max(slowest, took)
-        for trainer in active:
-            trainer.seconds += took / len(active)
-            if report:
-                report(trainer)
-        active = [t for t in active if not t.finished]
-        unsaved = True
-        if time.monotonic() - saved > every:
-            save_all(active, paths)
-            saved, unsaved = time.monotonic(), False
-    if unsaved:
-        save_all(active, paths)
-    return [trainer.result() for trainer in trainers]
-
-
-def save_all(trainers, paths) -> None:
-    for trainer in trainers:
-        if paths[trainer] is not None:
-            checkpoint.save(trainer, Path(paths[trainer]))
