@@ -11,7 +11,6 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -75,10 +74,10 @@ def result(trainer: Trainer) -> Trained:
     return Trained(trainer.model.eval(), trainer.curve, status, trainer.seconds, trainer.failure)
 
 
-def save_all(trainers, paths) -> None:
+def save_all(trainers: list[Trainer], paths: dict) -> None:
     for trainer in trainers:
-        if paths[trainer] is not None:
-            checkpoint.save(trainer, Path(paths[trainer]))
+        if trainer in paths:
+            checkpoint.save(trainer, paths[trainer])
 
 
 def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf,
@@ -90,10 +89,10 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.
     every `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs. `must_finish`: pause
     as soon as the measured speed says that the end is out of reach (for runs whose checkpoint cannot travel).
     """
-    paths = dict(zip(trainers, checkpoints or [None] * len(trainers)))
-    for trainer, path in paths.items():
-        if path is not None:
-            checkpoint.restore(trainer, Path(path))
+    paths = {trainer: path for trainer, path in zip(trainers, checkpoints or []) if path is not None}
+    for trainer in trainers:
+        if trainer in paths:
+            checkpoint.restore(trainer, paths[trainer])
         if trainer.device.type == "cuda" and not trainer.finished:
             capture(trainer)
     active = [t for t in trainers if not t.finished]

@@ -42,9 +42,7 @@ def precision(spec: RunSpec, device: torch.device | str) -> torch.dtype:
     always in float32, since nets that small wait for calls, not for arithmetic."""
     if spec.recipe.precision != "auto":
         return getattr(torch, spec.recipe.precision)
-    if spec.data == "digits":
-        return torch.float32
-    fast = torch.device(device).type == "cuda" or fast_bfloat16()
+    fast = spec.data != "digits" and (torch.device(device).type == "cuda" or fast_bfloat16())
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -63,8 +61,9 @@ def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
         return recipe.lr * 0.5 * (1 + np.cos(np.pi * t))
     if recipe.schedule == "one_cycle":
         return recipe.lr * np.interp(t, [0, 0.25, 1], [0.1, 1, 0.001])
-    drops = sum(((t >= m).astype(int) for m in recipe.milestones), np.zeros(steps, int))
-    return recipe.lr * (recipe.gamma**drops if recipe.schedule == "step" else np.ones(steps))
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.gamma ** np.searchsorted(np.sort(recipe.milestones), t, side="right")
+    return recipe.lr * np.ones(steps)
 
 
 def new_model(spec: RunSpec, num_classes: int) -> torch.nn.Module:
@@ -99,9 +98,13 @@ class Trainer:
                  compiled=False):  # fmt: skip
         self.spec, self.images, self.observe, self.compiled = spec, images, observe, compiled
         self.device, self.dtype = torch.device(device), precision(spec, device)
+        self.real = torch.promote_types(self.dtype, torch.float32)  # what weights, losses and sums are kept in
+        real, whole = ({"dtype": dtype, "device": self.device} for dtype in (self.real, torch.int64))
         self.model = new_model(spec, images.num_classes) if model is None else model
-        self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(self.device, self.real, memory_format=torch.channels_last)
+        f, a = spec.flow, spec.activation
+        tap = f.tap if f.length or f.curvature else a.tap if a.strength else None  # None: no penalty reads features
+        self.tap = self.model.default_tap if tap == "default" else tap
         self.batch = min(spec.recipe.batch_size, len(images.train[1]))
         self.steps = len(images.train[1]) // self.batch  # the last, smaller batch is left out: every step has one shape
         self.rates = learning_rates(spec.recipe, self.steps * spec.recipe.epochs)
@@ -109,32 +112,23 @@ class Trainer:
         self.curve: dict = {"loss": [], "penalty": []}
         self.dropout_generator = torch.Generator(self.device)
         self.dropouts = [m for m in self.model.modules() if isinstance(m, Dropout)]
-        real = {"dtype": torch.float64 if self.dtype == torch.float64 else torch.float32, "device": self.device}
-        whole = {"dtype": torch.int64, "device": self.device}
         self.masks = {name: mask.to(**real) for name, mask in (masks or {}).items()}
-        self.parameters, self.real = list(self.model.parameters()), real["dtype"]
+        self.parameters = list(self.model.parameters())
         # The fused optimiser reads a learning rate on a GPU as float32, whatever the weights are.
         self.rate = torch.zeros((), dtype=self.real if self.device.type == "cpu" else torch.float32, device=self.device)
         r = spec.recipe
         self.optimiser = torch.optim.SGD(self.parameters, lr=self.rate, momentum=r.momentum,
                                          nesterov=r.nesterov and r.momentum > 0, weight_decay=r.weight_decay,
                                          fused=True)  # fmt: skip
-        if r.momentum:  # from zero, which is where the optimiser would start: at fixed addresses, before the first step
-            for parameter in self.parameters:
-                self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        # Fixed addresses that a captured step reads and writes.
+        # Fixed addresses that a captured step reads and writes. Momentum from zero is where the optimiser would start.
+        self.momentum = [torch.zeros_like(p) for p in self.parameters] if r.momentum else []
+        for parameter, buffer in zip(self.parameters, self.momentum):
+            self.optimiser.state[parameter]["momentum_buffer"] = buffer
         self.at, self.window = torch.zeros(1, **whole), torch.arange(self.batch, **whole)
         self.epoch_rates = torch.zeros(self.steps, **real)
-        tables = ("order", "dy", "dx", "flip") if r.augment == "crop_flip" else ("order",)
-        self.tables = {name: torch.zeros(self.steps * self.batch, **whole) for name in tables}
-        if "flip" in tables:
-            self.tables["flip"] = self.tables["flip"].bool()
+        self.tables = {name: torch.zeros_like(table, device=self.device) for name, table in self.draw().items()}
         self.sums = torch.zeros(2, **real)  # cross-entropy and penalty over the epoch
         self.first_bad = torch.full((1,), -1, **whole)
-
-    def momentum(self) -> list[torch.Tensor]:
-        """The optimiser's momentum buffers in the order of the parameters; [] without momentum."""
-        return [s["momentum_buffer"] for s in map(self.optimiser.state.get, self.parameters) if s]
 
     @property
     def finished(self) -> bool:
@@ -156,22 +150,13 @@ class Trainer:
             total = total + a.strength * flow.activation_penalty(features)
         return total
 
-    @property
-    def tap(self) -> str | None:
-        """Where features are taken; None where no penalty reads them."""
-        f, a = self.spec.flow, self.spec.activation
-        if not (f.length or f.curvature or a.strength):
-            return None
-        tap = f.tap if f.length or f.curvature else a.tap
-        return self.model.default_tap if tap == "default" else tap
-
     def step(self) -> None:
         rows = self.at * self.batch + self.window
         drawn = {name: table.index_select(0, rows) for name, table in self.tables.items()}
         x = self.images.train[0].index_select(0, drawn["order"])
         y = self.images.train[1].index_select(0, drawn["order"])
-        if len(drawn) > 1:
-            x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"].bool())
+        if "flip" in drawn:
+            x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"])
         x = data.normalise(x, self.images.mean, self.images.std, self.real)
         self.rate.copy_(self.epoch_rates.index_select(0, self.at)[0])
         self.optimiser.zero_grad(set_to_none=True)
@@ -197,24 +182,28 @@ class Trainer:
             self.at.add_(1)
 
     # -- epochs --------------------------------------------------------------------------------------------------------
+    def draw(self) -> dict[str, torch.Tensor]:
+        """This epoch's order, crops and flips, each of shape (steps * batch,)."""
+        generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, f"order {self.epoch}"))
+        n, count = len(self.images.train[1]), self.steps * self.batch
+        drawn = {"order": torch.randperm(n, generator=generator)[:count]}
+        if self.spec.recipe.augment == "crop_flip":
+            drawn |= {name: torch.randint(9, (count,), generator=generator) for name in ("dy", "dx")}
+            drawn["flip"] = torch.randint(2, (count,), generator=generator).bool()
+        return drawn
+
     def begin_epoch(self) -> None:
-        """Draws this epoch's order, crops and flips, and puts the counters back."""
+        """Uploads this epoch's tables and learning rates, and puts the counters back."""
         self.model.train()
         self.dropout_generator.manual_seed(stream_seed(self.spec.seed, f"dropout {self.epoch}"))
         for module in self.dropouts:
             module.generator = self.dropout_generator
-        generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, f"order {self.epoch}"))
-        n, count = len(self.images.train[1]), self.steps * self.batch
-        drawn = {"order": torch.randperm(n, generator=generator)[:count]}
-        if len(self.tables) > 1:
-            for name, high in (("dy", 9), ("dx", 9), ("flip", 2)):
-                drawn[name] = torch.randint(high, (count,), generator=generator)
-        for name, table in self.tables.items():
-            table.copy_(drawn[name])
+        for name, drawn in self.draw().items():
+            self.tables[name].copy_(drawn)
         rates = self.rates[self.epoch * self.steps : (self.epoch + 1) * self.steps]
         self.epoch_rates.copy_(torch.from_numpy(rates))
-        for tensor in (self.at, self.sums):
-            tensor.zero_()
+        self.at.zero_()
+        self.sums.zero_()
         self.first_bad.fill_(-1)
 
     def end_epoch(self) -> None:
@@ -228,7 +217,10 @@ class Trainer:
         for module in self.dropouts:
             module.generator = None
         if bad >= 0:
-            self.failure = {"epoch": self.epoch, "step": bad + 1, "strength": self.strengths()}
+            w, f, a = self.spec.weight, self.spec.flow, self.spec.activation
+            given = {"weight": w.strength, "length": f.length, "curvature": f.curvature, "activation": a.strength}
+            strengths = {name: strength for name, strength in given.items() if strength}
+            self.failure = {"epoch": self.epoch, "step": bad + 1, "strength": strengths}
             return
         self.curve["loss"].append(round(loss, 5))
         self.curve["penalty"].append(float(f"{penalty:.5g}"))
@@ -237,12 +229,6 @@ class Trainer:
             self.curve.setdefault("observed_epoch", []).append(self.epoch)
             for name, value in self.observe(self.model).items():
                 self.curve.setdefault(name, []).append(value)
-
-    def strengths(self) -> dict:
-        s = self.spec
-        given = {"weight": s.weight.strength, "length": s.flow.length, "curvature": s.flow.curvature,
-                 "activation": s.activation.strength}  # fmt: skip
-        return {name: value for name, value in given.items() if value}
 
     def advance(self) -> None:
         """One step, captured or not."""
