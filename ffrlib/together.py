@@ -1,8 +1,6 @@
 """When runs advance, never what they compute: side by side, written to checkpoints, within a time limit.
 
-On a GPU a run's step is captured once as a CUDA graph and replayed; several runs replay side by side, each on its own
-stream, and compute what they would compute alone. On a CPU they take turns step by step. A record's code hash leaves
-this module out (see `store.modules_of`).
+A record's code hash therefore leaves this module out (see `store.modules_of`).
 """
 
 from __future__ import annotations
@@ -84,10 +82,11 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.
                    report=None, must_finish: bool = False) -> list[Trained]:  # fmt: skip
     """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
 
-    On a GPU each trainer replays its captured step on its own stream, so the runs fill the card together; on a CPU they
-    take turns step by step (give it one). `checkpoints`: a path for each trainer or None; read first, written at most
-    every `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs. `must_finish`: pause
-    as soon as the measured speed says that the end is out of reach (for runs whose checkpoint cannot travel).
+    Each computes what it would compute alone. On a GPU it replays its captured step on its own stream, so the runs fill
+    the card together; on a CPU they take turns step by step (give it one). `checkpoints`: a path for each trainer or
+    None; read first, written at most every `every` seconds, and when pausing. `report(trainer)` is called after each of
+    its epochs. `must_finish`: pause as soon as the measured speed says that the end is out of reach (for runs whose
+    checkpoint cannot travel).
     """
     paths = {trainer: path for trainer, path in zip(trainers, checkpoints or []) if path is not None}
     for trainer in trainers:

@@ -102,12 +102,12 @@ class Trainer:
         real, whole = ({"dtype": dtype, "device": self.device} for dtype in (self.real, torch.int64))
         self.model = new_model(spec, images.num_classes) if model is None else model
         self.model.to(self.device, self.real, memory_format=torch.channels_last)
-        f, a = spec.flow, spec.activation
+        r, f, a = spec.recipe, spec.flow, spec.activation
         tap = f.tap if f.length or f.curvature else a.tap if a.strength else None  # None: no penalty reads features
         self.tap = self.model.default_tap if tap == "default" else tap
-        self.batch = min(spec.recipe.batch_size, len(images.train[1]))
+        self.batch = min(r.batch_size, len(images.train[1]))
         self.steps = len(images.train[1]) // self.batch  # the last, smaller batch is left out: every step has one shape
-        self.rates = learning_rates(spec.recipe, self.steps * spec.recipe.epochs)
+        self.rates = learning_rates(r, self.steps * r.epochs)
         self.epoch, self.seconds, self.failure, self.graph = 0, 0.0, None, None
         self.curve: dict = {"loss": [], "penalty": []}
         self.dropout_generator = torch.Generator(self.device)
@@ -116,10 +116,8 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         # The fused optimiser reads a learning rate on a GPU as float32, whatever the weights are.
         self.rate = torch.zeros((), dtype=self.real if self.device.type == "cpu" else torch.float32, device=self.device)
-        r = spec.recipe
-        self.optimiser = torch.optim.SGD(self.parameters, lr=self.rate, momentum=r.momentum,
-                                         nesterov=r.nesterov and r.momentum > 0, weight_decay=r.weight_decay,
-                                         fused=True)  # fmt: skip
+        self.optimiser = torch.optim.SGD(self.parameters, self.rate, r.momentum, weight_decay=r.weight_decay,
+                                         nesterov=r.nesterov and r.momentum > 0, fused=True)  # fmt: skip
         # Fixed addresses that a captured step reads and writes. Momentum from zero is where the optimiser would start.
         self.momentum = [torch.zeros_like(p) for p in self.parameters] if r.momentum else []
         for parameter, buffer in zip(self.parameters, self.momentum):
