@@ -25,7 +25,8 @@ from ffrlib.files import REPOSITORY, write_atomically
 from ffrlib.jobs import load_images, run_job
 from ffrlib.regularizers.weight import matched_strength
 from ffrlib.spec import CRITERIA, Recipe, RunSpec
-from ffrlib.training import Trainer, learning_rates, new_model, precision, train_together
+from ffrlib.together import train_together
+from ffrlib.training import Trainer, learning_rates, new_model, precision
 
 SHORT = {"train_size": 20000, "recipe": Recipe(epochs=15, lr=0.05, schedule="one_cycle", augment="crop_flip")}
 FILE = REPOSITORY / "data" / "strengths.json"

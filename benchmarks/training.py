@@ -31,7 +31,8 @@ from torchvision import transforms
 from ffrlib import data, measure, store
 from ffrlib.files import results_folder, write_atomically
 from ffrlib.spec import Recipe, RunSpec
-from ffrlib.training import Trainer, deterministic, learning_rates, new_model, precision, synchronise, train_together
+from ffrlib.together import capture, synchronise, train_together
+from ffrlib.training import Trainer, deterministic, learning_rates, new_model, precision
 
 BATCH, IMAGES = 128, 45_000  # of CIFAR-10 without the validation images: an epoch has 351 steps
 NETS = {"resnet20": "A", "resnet56": "A", "vgg16": "", "alexnet_small": ""}
@@ -127,7 +128,7 @@ def on_device(spec: RunSpec, image_set: data.ImageSet, device: str):
 def ours(spec: RunSpec, image_set: data.ImageSet, device: str, **options):
     trainer = Trainer(spec, image_set, device, **options)
     if device == "cuda":
-        trainer.capture()
+        capture(trainer)
     while True:
         trainer.begin_epoch()
         for _ in range(trainer.steps):
@@ -318,7 +319,7 @@ def side_by_side(net: str, count: int, steps: int, repeats: int) -> dict:
     torch.cuda.reset_peak_memory_stats()
     trainers = [Trainer(replace(spec_of(net), seed=k), image_set, "cuda") for k in range(count)]
     for trainer in trainers:
-        trainer.capture()
+        capture(trainer)
         trainer.begin_epoch()
     steps = min(steps, trainers[0].steps)
 

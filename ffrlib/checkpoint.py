@@ -25,11 +25,15 @@ def identity(trainer) -> list:
     return [key(trainer.spec), trainer.spec.seed, trainer.images.digest, str(trainer.dtype), sorted(trainer.masks)]
 
 
+def tensors(trainer) -> dict[str, torch.Tensor]:
+    """What steps change in place: weights, batch-norm statistics and momentum of a `training.Trainer`."""
+    model = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
+    return model | {f"momentum/{k}": value for k, value in enumerate(trainer.momentum)}
+
+
 def state(trainer) -> dict[str, np.ndarray]:
-    """Copies of weights, batch-norm statistics, momentum, curve and place of a `training.Trainer`."""
-    arrays = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
-    arrays |= {f"momentum/{k}": value for k, value in enumerate(trainer.momentum())}
-    arrays = {name: value.detach().cpu().numpy().copy() for name, value in arrays.items()}
+    """Copies of the tensors, the curve and the place of a run."""
+    arrays = {name: value.cpu().numpy().copy() for name, value in tensors(trainer).items()}
     head = {name: getattr(trainer, name) for name in PLACE}
     arrays["head"] = np.frombuffer(json.dumps(head | {"identity": identity(trainer)}).encode(), np.uint8)
     return arrays
@@ -38,10 +42,8 @@ def state(trainer) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def load_state(trainer, arrays: dict[str, np.ndarray]) -> None:
     """Puts a state back in place, so that a captured graph still reads the right addresses."""
-    for name, value in trainer.model.state_dict().items():
-        value.copy_(torch.from_numpy(arrays[f"model/{name}"]))
-    for k, value in enumerate(trainer.momentum()):
-        value.copy_(torch.from_numpy(arrays[f"momentum/{k}"]))
+    for name, value in tensors(trainer).items():
+        value.copy_(torch.from_numpy(arrays[name]))
     head = json.loads(bytes(arrays["head"]))
     for name in PLACE:
         setattr(trainer, name, head[name])

@@ -48,15 +48,14 @@ def load(name: str, train_size: int = 0, device="cpu", root: str | os.PathLike |
     """
     spec.choose("data", name, spec.DATA)
     read, num_classes, value_range = READERS[name]
-    images, labels, test = read(root)
+    (images, labels), test = read(root)
     order = even_order(labels)
     held, rest = np.split(order, [297 if name == "digits" else len(order) // 10])
     allowed = f"0 (all) to {len(rest)} for {name}"
     spec.require(isinstance(train_size, int) and 0 <= train_size <= len(rest), "train_size", train_size, allowed)
     rest = rest[: train_size or None]
-    pairs = [(images[rest], labels[rest]), (images[held], labels[held]), test]
     tensors, digest = [], hashlib.sha256(name.encode())
-    for pixels, numbers in pairs:
+    for pixels, numbers in ((images[rest], labels[rest]), (images[held], labels[held]), test):
         pair = np.ascontiguousarray(pixels), numbers.astype(np.int64)
         for array in pair:
             digest.update(str(array.shape).encode())
@@ -78,11 +77,9 @@ def even_order(labels: np.ndarray) -> np.ndarray:
 
 def moments(images: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation of each channel of uint8 (N, C, H, W) / 255: two float32 (C,)."""
-    total = np.zeros((2, images.shape[1]), np.int64)  # exact, hence the same on every machine
-    for part in np.array_split(images, len(images) // 2000 + 1):  # bounds the memory
-        part = part.astype(np.uint32)
-        total += np.stack([values.sum((0, 2, 3), dtype=np.int64) for values in (part, part * part)])
-    mean, square = total / (images.size // images.shape[1])
+    counts = [torch.from_numpy(images[:, c].ravel()).bincount(minlength=256) for c in range(images.shape[1])]
+    counts, values = torch.stack(counts).numpy(), np.arange(256)  # exact, hence the same on every machine
+    mean, square = (counts @ values**power / (images.size // images.shape[1]) for power in (1, 2))
     return torch.tensor(mean / 255).float(), torch.tensor(np.sqrt(square - mean**2) / 255).float()
 
 
@@ -91,7 +88,7 @@ def _digits(root):
     images, labels = load_digits(return_X_y=True)
     images = images.astype(np.uint8).reshape(-1, 1, 8, 8)
     test, rest = np.split(even_order(labels), [500])
-    return images[rest], labels[rest], (images[test], labels[test])
+    return [(images[part], labels[part]) for part in (rest, test)]
 
 
 def _cifar(root, name: str, train: list[str], test: str, skipped: int = 0):
@@ -99,16 +96,14 @@ def _cifar(root, name: str, train: list[str], test: str, skipped: int = 0):
     folder = fetch.locate(name, root)
     flat = [np.concatenate([np.fromfile(folder / file, np.uint8) for file in files]) for files in (train, [test])]
     rows = [records.reshape(-1, skipped + 1 + 3072)[:, skipped:] for records in flat]
-    x, y = [r[:, 1:].reshape(-1, 3, 32, 32) for r in rows], [r[:, 0] for r in rows]
-    return x[0], y[0], (x[1], y[1])
+    return [(part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0]) for part in rows]
 
 
 def _stl10(root):
     """STL-10's labelled images, 96 x 96: planes stored column by column, labels 1 to 10."""
     folder = fetch.locate("stl10", root)
     x, y = ([np.fromfile(folder / f"{part}_{kind}.bin", np.uint8) for part in ("train", "test")] for kind in "Xy")
-    x = [flat.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2) for flat in x]
-    return x[0], y[0] - 1, (x[1], y[1] - 1)
+    return [(flat.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2), numbers - 1) for flat, numbers in zip(x, y)]
 
 
 def _tiny_imagenet(root):
@@ -123,11 +118,10 @@ def _tiny_imagenet(root):
         raise FileNotFoundError(f"{folder} holds {found} classes, training and validation images instead of "
                                 f"{TINY_COUNTS}: delete it, then fetch it with python -m ffrlib.fetch.")  # fmt: skip
     x = [np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in part]) for part in (train, test)]
-    x = [images.transpose(0, 3, 1, 2) for images in x]
-    return x[0], np.array([i for _, i in train]), (x[1], np.array([i for _, i in test]))
+    return [(p.transpose(0, 3, 1, 2), np.array([i for _, i in part])) for p, part in zip(x, (train, test))]
 
 
-# name -> (reader giving training images, their labels and the test pair; number of classes; largest pixel value)
+# name -> (reader of the official training and test pairs (images, labels), number of classes, largest pixel value)
 READERS = {
     "digits": (_digits, 10, 16),
     "cifar10": (partial(_cifar, name="cifar10", train=CIFAR10_BATCHES, test="test_batch.bin"), 10, 255),

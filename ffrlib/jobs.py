@@ -16,7 +16,8 @@ from ffrlib.files import results_folder
 from ffrlib.models import published
 from ffrlib.pruning import budgets, criteria, removal
 from ffrlib.spec import ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty
-from ffrlib.training import Trained, Trainer, new_model, precision, stream_seed, train_together
+from ffrlib.together import Trained, train_together
+from ffrlib.training import Trainer, new_model, precision, stream_seed
 
 PORTABLE = 16 * 2**20  # bytes; a larger checkpoint may stay behind when a lent machine goes back
 

@@ -40,7 +40,8 @@ from ffrlib.jobs import (
     trainer_of,
 )  # fmt: skip
 from ffrlib.spec import RunSpec, base_of, choose, key
-from ffrlib.training import deterministic, train_together
+from ffrlib.together import train_together
+from ffrlib.training import deterministic
 
 TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}
 # Runs at once on one GPU (others: 8). Compiled there from 50 epochs on: 20 s of compiling win 25 % of VGG16's time.

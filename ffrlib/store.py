@@ -51,7 +51,7 @@ def record_path(spec: RunSpec, root: Path | None = None) -> Path:
 
 # -- what made a record ------------------------------------------------------------------------------------------------
 def modules_of(spec: RunSpec) -> list[str]:
-    """The library files that a run of `spec` passes through."""
+    """The library files that can change a number of a run of `spec`; not `together`, `checkpoint` or `run`."""
     family = "resnet" if spec.model in CIFAR_RESNETS or spec.model.startswith("resnet") else "plain"
     names = ["data", "training", "measure", "pruning/removal", "regularizers/flow"]
     names += ["models/__init__", "models/layers", f"models/{family}"]

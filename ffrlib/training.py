@@ -2,33 +2,26 @@
 
 Images live on the device as uint8. A run draws its order, crops and flips for a whole epoch at once from its own
 generator, uploads them as tables, and a counter on the device walks through them: a step therefore needs nothing from
-Python. On a GPU it is captured once as a CUDA graph and replayed; several runs replay side by side, each on its own
-stream, and compute what they would compute alone. On a CPU the same step runs eagerly, and many runs at once are
-single-threaded processes (see `run`).
+Python, and a GPU can replay it. All that can change a number is here; when runs advance is decided in `together`.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
-import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ffrlib import checkpoint, data, models
+from ffrlib import data, models
 from ffrlib.data import ImageSet
 from ffrlib.models.layers import Dropout
 from ffrlib.regularizers import flow, proximal, weight
 from ffrlib.spec import Recipe, RunSpec
-
-WARM_UP = 3  # eager steps before a capture: cuDNN picks its algorithms, lazy state is made
 
 
 def stream_seed(seed: int, purpose: str) -> int:
@@ -49,15 +42,8 @@ def precision(spec: RunSpec, device: torch.device | str) -> torch.dtype:
     always in float32, since nets that small wait for calls, not for arithmetic."""
     if spec.recipe.precision != "auto":
         return getattr(torch, spec.recipe.precision)
-    if spec.data == "digits":
-        return torch.float32
-    fast = torch.device(device).type == "cuda" or fast_bfloat16()
+    fast = spec.data != "digits" and (torch.device(device).type == "cuda" or fast_bfloat16())
     return torch.bfloat16 if fast else torch.float32
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def deterministic() -> None:
@@ -75,8 +61,9 @@ def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
         return recipe.lr * 0.5 * (1 + np.cos(np.pi * t))
     if recipe.schedule == "one_cycle":
         return recipe.lr * np.interp(t, [0, 0.25, 1], [0.1, 1, 0.001])
-    drops = sum(((t >= m).astype(int) for m in recipe.milestones), np.zeros(steps, int))
-    return recipe.lr * (recipe.gamma**drops if recipe.schedule == "step" else np.ones(steps))
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.gamma ** np.searchsorted(np.sort(recipe.milestones), t, side="right")
+    return recipe.lr * np.ones(steps)
 
 
 def new_model(spec: RunSpec, num_classes: int) -> torch.nn.Module:
@@ -99,17 +86,6 @@ def compiled_flow():
     return torch.compile(flow_of, dynamic=False)
 
 
-@dataclass
-class Trained:
-    """What training leaves: the net (eval mode), its curve, and how it ended ("finished", "diverged" or "paused")."""
-
-    model: torch.nn.Module
-    curve: dict
-    status: str
-    seconds: float
-    failure: dict | None = None
-
-
 class Trainer:
     """One run in progress.
 
@@ -122,42 +98,35 @@ class Trainer:
                  compiled=False):  # fmt: skip
         self.spec, self.images, self.observe, self.compiled = spec, images, observe, compiled
         self.device, self.dtype = torch.device(device), precision(spec, device)
+        self.real = torch.promote_types(self.dtype, torch.float32)  # what weights, losses and sums are kept in
+        real, whole = ({"dtype": dtype, "device": self.device} for dtype in (self.real, torch.int64))
         self.model = new_model(spec, images.num_classes) if model is None else model
-        self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
-        self.model.to(memory_format=torch.channels_last)
-        self.batch = min(spec.recipe.batch_size, len(images.train[1]))
+        self.model.to(self.device, self.real, memory_format=torch.channels_last)
+        r, f, a = spec.recipe, spec.flow, spec.activation
+        tap = f.tap if f.length or f.curvature else a.tap if a.strength else None  # None: no penalty reads features
+        self.tap = self.model.default_tap if tap == "default" else tap
+        self.batch = min(r.batch_size, len(images.train[1]))
         self.steps = len(images.train[1]) // self.batch  # the last, smaller batch is left out: every step has one shape
-        self.rates = learning_rates(spec.recipe, self.steps * spec.recipe.epochs)
+        self.rates = learning_rates(r, self.steps * r.epochs)
         self.epoch, self.seconds, self.failure, self.graph = 0, 0.0, None, None
         self.curve: dict = {"loss": [], "penalty": []}
         self.dropout_generator = torch.Generator(self.device)
         self.dropouts = [m for m in self.model.modules() if isinstance(m, Dropout)]
-        real = {"dtype": torch.float64 if self.dtype == torch.float64 else torch.float32, "device": self.device}
-        whole = {"dtype": torch.int64, "device": self.device}
         self.masks = {name: mask.to(**real) for name, mask in (masks or {}).items()}
-        self.parameters, self.real = list(self.model.parameters()), real["dtype"]
+        self.parameters = list(self.model.parameters())
         # The fused optimiser reads a learning rate on a GPU as float32, whatever the weights are.
         self.rate = torch.zeros((), dtype=self.real if self.device.type == "cpu" else torch.float32, device=self.device)
-        r = spec.recipe
-        self.optimiser = torch.optim.SGD(self.parameters, lr=self.rate, momentum=r.momentum,
-                                         nesterov=r.nesterov and r.momentum > 0, weight_decay=r.weight_decay,
-                                         fused=True)  # fmt: skip
-        if r.momentum:  # from zero, which is where the optimiser would start: at fixed addresses, before the first step
-            for parameter in self.parameters:
-                self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        # Fixed addresses that a captured step reads and writes.
+        self.optimiser = torch.optim.SGD(self.parameters, self.rate, r.momentum, weight_decay=r.weight_decay,
+                                         nesterov=r.nesterov and r.momentum > 0, fused=True)  # fmt: skip
+        # Fixed addresses that a captured step reads and writes. Momentum from zero is where the optimiser would start.
+        self.momentum = [torch.zeros_like(p) for p in self.parameters] if r.momentum else []
+        for parameter, buffer in zip(self.parameters, self.momentum):
+            self.optimiser.state[parameter]["momentum_buffer"] = buffer
         self.at, self.window = torch.zeros(1, **whole), torch.arange(self.batch, **whole)
         self.epoch_rates = torch.zeros(self.steps, **real)
-        tables = ("order", "dy", "dx", "flip") if r.augment == "crop_flip" else ("order",)
-        self.tables = {name: torch.zeros(self.steps * self.batch, **whole) for name in tables}
-        if "flip" in tables:
-            self.tables["flip"] = self.tables["flip"].bool()
+        self.tables = {name: torch.zeros_like(table, device=self.device) for name, table in self.draw().items()}
         self.sums = torch.zeros(2, **real)  # cross-entropy and penalty over the epoch
         self.first_bad = torch.full((1,), -1, **whole)
-
-    def momentum(self) -> list[torch.Tensor]:
-        """The optimiser's momentum buffers in the order of the parameters; [] without momentum."""
-        return [s["momentum_buffer"] for s in map(self.optimiser.state.get, self.parameters) if s]
 
     @property
     def finished(self) -> bool:
@@ -179,22 +148,13 @@ class Trainer:
             total = total + a.strength * flow.activation_penalty(features)
         return total
 
-    @property
-    def tap(self) -> str | None:
-        """Where features are taken; None where no penalty reads them."""
-        f, a = self.spec.flow, self.spec.activation
-        if not (f.length or f.curvature or a.strength):
-            return None
-        tap = f.tap if f.length or f.curvature else a.tap
-        return self.model.default_tap if tap == "default" else tap
-
     def step(self) -> None:
         rows = self.at * self.batch + self.window
         drawn = {name: table.index_select(0, rows) for name, table in self.tables.items()}
         x = self.images.train[0].index_select(0, drawn["order"])
         y = self.images.train[1].index_select(0, drawn["order"])
-        if len(drawn) > 1:
-            x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"].bool())
+        if "flip" in drawn:
+            x = data.crop_and_flip(x, drawn["dy"], drawn["dx"], drawn["flip"])
         x = data.normalise(x, self.images.mean, self.images.std, self.real)
         self.rate.copy_(self.epoch_rates.index_select(0, self.at)[0])
         self.optimiser.zero_grad(set_to_none=True)
@@ -220,24 +180,28 @@ class Trainer:
             self.at.add_(1)
 
     # -- epochs --------------------------------------------------------------------------------------------------------
+    def draw(self) -> dict[str, torch.Tensor]:
+        """This epoch's order, crops and flips, each of shape (steps * batch,)."""
+        generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, f"order {self.epoch}"))
+        n, count = len(self.images.train[1]), self.steps * self.batch
+        drawn = {"order": torch.randperm(n, generator=generator)[:count]}
+        if self.spec.recipe.augment == "crop_flip":
+            drawn |= {name: torch.randint(9, (count,), generator=generator) for name in ("dy", "dx")}
+            drawn["flip"] = torch.randint(2, (count,), generator=generator).bool()
+        return drawn
+
     def begin_epoch(self) -> None:
-        """Draws this epoch's order, crops and flips, and puts the counters back."""
+        """Uploads this epoch's tables and learning rates, and puts the counters back."""
         self.model.train()
         self.dropout_generator.manual_seed(stream_seed(self.spec.seed, f"dropout {self.epoch}"))
         for module in self.dropouts:
             module.generator = self.dropout_generator
-        generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, f"order {self.epoch}"))
-        n, count = len(self.images.train[1]), self.steps * self.batch
-        drawn = {"order": torch.randperm(n, generator=generator)[:count]}
-        if len(self.tables) > 1:
-            for name, high in (("dy", 9), ("dx", 9), ("flip", 2)):
-                drawn[name] = torch.randint(high, (count,), generator=generator)
-        for name, table in self.tables.items():
-            table.copy_(drawn[name])
+        for name, drawn in self.draw().items():
+            self.tables[name].copy_(drawn)
         rates = self.rates[self.epoch * self.steps : (self.epoch + 1) * self.steps]
         self.epoch_rates.copy_(torch.from_numpy(rates))
-        for tensor in (self.at, self.sums):
-            tensor.zero_()
+        self.at.zero_()
+        self.sums.zero_()
         self.first_bad.fill_(-1)
 
     def end_epoch(self) -> None:
@@ -251,7 +215,10 @@ class Trainer:
         for module in self.dropouts:
             module.generator = None
         if bad >= 0:
-            self.failure = {"epoch": self.epoch, "step": bad + 1, "strength": self.strengths()}
+            w, f, a = self.spec.weight, self.spec.flow, self.spec.activation
+            given = {"weight": w.strength, "length": f.length, "curvature": f.curvature, "activation": a.strength}
+            strengths = {name: strength for name, strength in given.items() if strength}
+            self.failure = {"epoch": self.epoch, "step": bad + 1, "strength": strengths}
             return
         self.curve["loss"].append(round(loss, 5))
         self.curve["penalty"].append(float(f"{penalty:.5g}"))
@@ -261,104 +228,6 @@ class Trainer:
             for name, value in self.observe(self.model).items():
                 self.curve.setdefault(name, []).append(value)
 
-    def strengths(self) -> dict:
-        s = self.spec
-        given = {"weight": s.weight.strength, "length": s.flow.length, "curvature": s.flow.curvature,
-                 "activation": s.activation.strength}  # fmt: skip
-        return {name: value for name, value in given.items() if value}
-
     def advance(self) -> None:
         """One step, captured or not."""
         self.graph.replay() if self.graph else self.step()
-
-    # -- CUDA graph ----------------------------------------------------------------------------------------------------
-    def capture(self) -> None:
-        """Captures one step as a CUDA graph on a stream of its own; the warm-up steps leave no trace."""
-        self.stream, kept = torch.cuda.Stream(self.device), checkpoint.state(self)
-        self.begin_epoch()
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            for _ in range(WARM_UP):
-                self.step()
-                self.at.zero_()
-        self.stream.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        if self.dropouts:
-            self.graph.register_generator_state(self.dropout_generator)
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            self.step()
-        checkpoint.load_state(self, kept)
-
-    def epoch_seconds(self) -> float:
-        """How long an epoch will take, from the second of two steps that leave no trace."""
-        kept = checkpoint.state(self)
-        self.begin_epoch()
-        for _ in range(2):
-            synchronise(self.device)
-            start = time.monotonic()
-            self.advance()
-            self.at.zero_()
-        synchronise(self.device)
-        took = time.monotonic() - start
-        checkpoint.load_state(self, kept)
-        return took * self.steps
-
-    def result(self) -> Trained:
-        status = "diverged" if self.failure else "finished" if self.finished else "paused"
-        return Trained(self.model.eval(), self.curve, status, self.seconds, self.failure)
-
-
-def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf,
-                   report=None, must_finish: bool = False) -> list[Trained]:  # fmt: skip
-    """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
-
-    On a GPU each trainer replays its captured step on its own stream, so the runs fill the card together; on a CPU they
-    take turns step by step (give it one). `checkpoints`: a path for each trainer or None; read first, written at most
-    every `every` seconds, and when pausing. `report(trainer)` is called after each of its epochs. `must_finish`: pause
-    as soon as the measured speed says that the end is out of reach (for runs whose checkpoint cannot travel).
-    """
-    paths = dict(zip(trainers, checkpoints or [None] * len(trainers)))
-    for trainer, path in paths.items():
-        if path is not None:
-            checkpoint.restore(trainer, Path(path))
-        if trainer.device.type == "cuda" and not trainer.finished:
-            trainer.capture()
-    active = [t for t in trainers if not t.finished]
-    slowest = sum(t.epoch_seconds() for t in active) if deadline < math.inf else 0.0
-    saved, unsaved = time.monotonic(), False
-    while active:
-        start = time.monotonic()
-        epochs_ahead = max(t.spec.recipe.epochs - t.epoch for t in active) if must_finish else 1
-        if start + 1.1 * epochs_ahead * slowest > deadline:
-            break
-        for trainer in active:
-            trainer.begin_epoch()
-        synchronise(active[0].device)  # the tables were filled on another stream
-        for i in range(max(t.steps for t in active)):
-            for trainer in active:
-                if i < trainer.steps:
-                    with torch.cuda.stream(trainer.stream) if trainer.graph else nullcontext():
-                        trainer.advance()
-        synchronise(active[0].device)
-        for trainer in active:
-            trainer.end_epoch()
-        took = time.monotonic() - start
-        slowest = max(slowest, took)
-        for trainer in active:
-            trainer.seconds += took / len(active)
-            if report:
-                report(trainer)
-        active = [t for t in active if not t.finished]
-        unsaved = True
-        if time.monotonic() - saved > every:
-            save_all(active, paths)
-            saved, unsaved = time.monotonic(), False
-    if unsaved:
-        save_all(active, paths)
-    return [trainer.result() for trainer in trainers]
-
-
-def save_all(trainers, paths) -> None:
-    for trainer in trainers:
-        if paths[trainer] is not None:
-            checkpoint.save(trainer, Path(paths[trainer]))

@@ -110,8 +110,8 @@ def test_moments_equal_the_definition(n, channels, size, seed):
     np.testing.assert_allclose(std, flat.std(1), rtol=1e-6, atol=1e-9)
 
 
-def test_moments_sum_over_all_parts():
-    images = np.zeros((4001, 1, 1, 1), np.uint8)  # three parts
+def test_moments_sum_over_all_images():
+    images = np.zeros((4001, 1, 1, 1), np.uint8)
     images[[0, 2500, 4000]] = 255
     assert float(data.moments(images)[0]) == pytest.approx(3 / 4001, rel=1e-6)
 
@@ -273,7 +273,7 @@ def test_the_real_cifar(name):
     if name == "cifar10":
         assert loaded.test[1][:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     read = data.READERS[name][0]
-    images, labels, _ = read(None)
+    (images, labels), _ = read(None)
     if name == "cifar10":
         assert labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     for got, wanted in zip(data.moments(images), MOMENTS[name], strict=True):

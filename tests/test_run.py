@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffrlib import files, jobs, run, store, training
+from ffrlib import checkpoint, files, jobs, run, store, together, training
 from ffrlib.run import Summary, cache_path, jobs_of, run_specs
 from ffrlib.spec import FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, base_of
 
@@ -211,7 +211,7 @@ def test_time_runs_out_within_a_run_and_it_goes_on_later(trained, tmp_path, monk
         end(trainer)
         clock.now += 100
 
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(together, "time", clock)
     monkeypatch.setattr(run, "time", clock)
     monkeypatch.setattr(jobs, "time", clock)
     monkeypatch.setattr(training.Trainer, "end_epoch", slow)
@@ -224,7 +224,7 @@ def test_time_runs_out_within_a_run_and_it_goes_on_later(trained, tmp_path, monk
 
 
 def test_a_cut_that_cannot_end_in_time_leaves_no_record(root, monkeypatch):
-    monkeypatch.setattr(training.Trainer, "epoch_seconds", lambda self: 1e6)
+    monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 1e6)
     assert run_quietly([cut(epochs=1)], root, minutes=5) == Summary(missing=1)
     assert store.lookup(cut(epochs=1), root) is None
 
@@ -268,10 +268,10 @@ def test_workers_that_are_killed_again_and_again_end_the_call(tmp_path, monkeypa
 MAIN = """
 import math, sys
 from dataclasses import replace
-from ffrlib import catalogue, run, training
+from ffrlib import catalogue, run, together
 from ffrlib.spec import Recipe, RunSpec
 catalogue.specs = lambda *a: [RunSpec(seed=k, recipe=Recipe(epochs=900)) for k in range({n})]
-training.train_together.__defaults__ = (None, 0.0, math.inf, None, False)  # a checkpoint each epoch
+together.train_together.__defaults__ = (None, 0.0, math.inf, None, False)  # a checkpoint each epoch
 run.main(sys.argv[1:])
 """
 
@@ -326,7 +326,7 @@ def test_a_checkpoint_travels(trained, tmp_path):
     for _ in range(trainer.steps):
         trainer.advance()
     trainer.end_epoch()
-    training.checkpoint.save(trainer, cache_path("checkpoints", BASE, paused))
+    checkpoint.save(trainer, cache_path("checkpoints", BASE, paused))
     run.pack(paused, "checkpoints.tar.gz", "cache/checkpoints")
     with tarfile.open(paused / "checkpoints.tar.gz") as archive:
         archive.extractall(tmp_path / "b", filter="data")

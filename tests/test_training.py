@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffrlib import checkpoint, models, training
+from ffrlib import checkpoint, models, together
 from ffrlib.data import ImageSet
 from ffrlib.spec import ActivationControl, FlowPenalty, Recipe, RunSpec, WeightPenalty
-from ffrlib.training import Trainer, learning_rates, new_model, precision, stream_seed, train_together
+from ffrlib.together import capture, epoch_seconds, train_together
+from ffrlib.training import Trainer, learning_rates, new_model, precision, stream_seed
 
 STEPS = 20
 DIGITS = RunSpec(recipe=Recipe(epochs=1, batch_size=50, lr=0.05, schedule="constant", precision="float64"))
@@ -293,7 +294,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(together, "time", clock)
     return clock
 
 
@@ -309,7 +310,7 @@ def test_paused_by_a_deadline_and_resumed_is_bitwise_equal(few, alone, tmp_path,
 
 def test_nothing_is_started_that_cannot_reach_its_next_checkpoint(few, tmp_path, clock, monkeypatch):
     path = tmp_path / "run.npz"
-    monkeypatch.setattr(Trainer, "epoch_seconds", lambda self: 10.0)
+    monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 10.0)
     assert len(train(AGAIN, few, path, deadline=clock.now + 9).curve["loss"]) == 0 and not path.exists()
     assert len(train(AGAIN, few, path, deadline=clock.now + 40, must_finish=True).curve["loss"]) == 0
     assert len(train(AGAIN, few, path, deadline=clock.now + 50, must_finish=True).curve["loss"]) == 4
@@ -318,7 +319,7 @@ def test_nothing_is_started_that_cannot_reach_its_next_checkpoint(few, tmp_path,
 def test_measuring_the_speed_leaves_no_trace(few, alone):
     trainer = Trainer(AGAIN, few)
     before = checkpoint.state(trainer)
-    assert 0 < trainer.epoch_seconds() < 60
+    assert 0 < epoch_seconds(trainer) < 60
     assert same(before, checkpoint.state(trainer))
     assert same(weights_of(train_together([trainer])[0].model), weights_of(alone.model))
 
@@ -410,7 +411,8 @@ sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 import test_training as t
 from conftest import colour_images
-from ffrlib.training import Trainer, train_together
+from ffrlib.together import train_together
+from ffrlib.training import Trainer
 images = t.short(colour_images(), 96)
 trainer = Trainer(t.LONG, images, observe=t.observe)
 print("started", flush=True)
@@ -569,7 +571,7 @@ def on_card(spec, images):
 def test_a_captured_step_is_the_eager_one(spec, digits, colours):
     images = on_card(spec, digits if spec.data == "digits" else colours)
     eager, captured = Trainer(spec, images, "cuda"), Trainer(spec, images, "cuda")
-    captured.capture()
+    capture(captured)
     a, b = losses(eager), losses(captured)
     assert captured.graph is not None and eager.graph is None and np.isfinite(a).all()
     assert np.abs(a - b).max() < 1e-8
@@ -583,7 +585,7 @@ def test_a_captured_step_is_the_eager_one_in_float32(spec, digits, colours):
     spec = replace(spec, recipe=replace(spec.recipe, precision="float32", lr=0.01))
     images = on_card(spec, digits if spec.data == "digits" else colours)
     eager, captured = Trainer(spec, images, "cuda"), Trainer(spec, images, "cuda")
-    captured.capture()
+    capture(captured)
     assert np.abs(losses(eager, 1) - losses(captured, 1)).max() < 1e-5
     for name, value in weights_of(eager.model).items():
         assert np.abs(value - weights_of(captured.model)[name]).max() < 1e-5, name
@@ -595,9 +597,9 @@ def test_capturing_and_measuring_leave_no_trace(name, digits, colours):
     spec = GPU_RUNS[name]
     trainer = Trainer(spec, on_card(spec, digits if spec.data == "digits" else colours), "cuda")
     before = checkpoint.state(trainer)
-    trainer.capture()
+    capture(trainer)
     assert same(before, checkpoint.state(trainer))
-    assert trainer.epoch_seconds() > 0 and same(before, checkpoint.state(trainer))
+    assert epoch_seconds(trainer) > 0 and same(before, checkpoint.state(trainer))
 
 
 @gpu
@@ -621,7 +623,7 @@ def test_streams_together_equal_one_by_one_step_by_step(colours):
     images = on_card(spec, colours)
     trainers = [Trainer(replace(spec, seed=k), images, "cuda") for k in range(4)]
     for trainer in trainers:
-        trainer.capture()
+        capture(trainer)
     for trainer in trainers:
         trainer.begin_epoch()
     torch.cuda.synchronize()
@@ -645,7 +647,7 @@ def test_a_gpu_computes_what_a_cpu_computes(digits, colours):
         spec = replace(spec, recipe=replace(spec.recipe, lr=0.0625))
         images = digits if spec.data == "digits" else short(colours, STEPS * 8)
         captured = Trainer(spec, on_card(spec, images), "cuda")
-        captured.capture()
+        capture(captured)
         assert np.abs(losses(captured) - losses(Trainer(spec, images))).max() < 1e-7
 
 
