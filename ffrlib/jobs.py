@@ -114,7 +114,7 @@ def cut_channels(model, spec: RunSpec, images: data.ImageSet, device) -> tuple[t
     shape, loss = tuple(x.shape[1:]), criteria.loss_of(model, x, y)
     low = precision(spec, device) == torch.bfloat16
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if low else nullcontext():
-        scores = criteria.scores(p.score, model, x, y, seed=spec.seed)
+        scores = criteria.scores(p.score, model, x, y, spec.seed, p.grouping)
         keep, held_back = budgets.choose_keep(model, scores, p.budget, p.amount, p.scope, p.groups, shape, loss)
     cut = removal.shrink(model, keep)
     return cut, None, measure.pruned_report(model, cut, keep, images) | {"held_back": held_back}
