@@ -86,9 +86,7 @@ def zero_channels(model: nn.Module, threshold: float = THRESHOLD) -> removal.Kee
     them. Both count, because penalties group by either; neither alone makes a channel removable."""
     out = removal.zero_channels(model, threshold)
     for g in model.groups():
-        weights = [model.get_submodule(name).weight.detach().abs() for name in g.readers]
-        largest = torch.stack([w.reshape(len(w), g.size, -1).amax((0, 2)) for w in weights]).amax(0)
-        out[g.name] = out[g.name] | (largest < threshold).cpu()
+        out[g.name] |= removal.largest_weights(model, g, "readers") < threshold
     return out
 
 

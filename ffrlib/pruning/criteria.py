@@ -105,6 +105,18 @@ def evaluating(model: nn.Module):
             module.training = mode
 
 
+@contextmanager
+def outputs(modules):
+    """The value is a dict that each forward pass inside fills: module -> its last output."""
+    found = {}
+    hooks = [m.register_forward_hook(lambda m, _, out: found.update({m: out})) for m in modules]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def feature_places(model: nn.Module) -> dict[str, list[int]]:
     """Group -> places of its features in `model.flow(x, "post_activation")`: ReLU outputs and counted convolutions
     follow one order; projections have no ReLU of their own."""
@@ -116,11 +128,12 @@ def flow(model, images, labels=None, batch: int = 128) -> Scores:
     """A channel's part in the feature flow: mean |x_l| + mean |d_l| over samples and positions, then over the group's
     features (all ReLU outputs; our definition), `relative`. d_l = x_l - x_{l-1} is the step that arrives at x_l, from
     the group's own feature before it (in a stream) or else from the layer before; 0 where the shape changes."""
-    totals = dict.fromkeys(feature_places(model), 0.0)
+    places_of = feature_places(model)
+    totals = dict.fromkeys(places_of, 0.0)
     with evaluating(model), torch.no_grad():
         for x in images.split(batch):
             features = [f.float() for f in model.flow(x, "post_activation")[1]]
-            for name, places in feature_places(model).items():
+            for name, places in places_of.items():
                 for before, i in zip([places[0] - 1, *places], places):
                     value = features[i].abs()
                     if before >= 0 and features[before].shape == value.shape:
@@ -129,16 +142,10 @@ def flow(model, images, labels=None, batch: int = 128) -> Scores:
     return relative(totals)
 
 
-def _gates(model: nn.Module, group) -> list[Tensor]:
-    """What masking a group's channel sets to zero: scale and shift of its norms, or weights and bias of its writers."""
-    holders = [model.get_submodule(norm or writer) for norm, writer in zip(group.norms, group.writers)]
-    return [p for m in holders for p in (m.weight, m.bias) if p is not None]
-
-
 def taylor(model, images, labels, batch: int = 32) -> Scores:
     """|first-order change of the loss when the channel is masked|, |sum of p dL/dp over its gates|, mean over batches
     of `batch` images (arXiv 1906.10771 in its batch-norm form, without the square, so in units of the loss)."""
-    gates = {g.name: _gates(model, g) for g in model.groups()}
+    gates = {g.name: removal.gates(model, g) for g in model.groups()}
     totals = dict.fromkeys(gates, 0.0)
     with evaluating(model), torch.enable_grad():
         for x, y in zip(images.split(batch), labels.split(batch)):
@@ -147,13 +154,6 @@ def taylor(model, images, labels, batch: int = 32) -> Scores:
                 change = sum((p.detach() * next(grads)).reshape(len(p), -1).sum(1) for p in ps)
                 totals[name] = totals[name] + change.abs() * (len(x) / len(images))
     return totals
-
-
-def _units(model: nn.Module) -> list[tuple[nn.Module, ...]]:
-    """The net as a chain of modules: all that a unit reads is what the unit before it gave."""
-    if hasattr(model, "convs"):
-        return list(zip(model.convs, model.norms)) if model.norms else [(conv,) for conv in model.convs]
-    return [(model.conv1, model.bn1), *((block,) for stage in model.stages for block in getattr(model, stage))]
 
 
 @torch.no_grad()
@@ -167,17 +167,22 @@ def loss_increase(model, images, labels, batch: int = 128) -> Scores:
     """
     kind = images.device.type
     low = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
-    units, groups, full = _units(model), {g.name: g for g in model.groups()}, removal.full_keep(model)
+    if hasattr(model, "convs"):  # the net as a chain of units: all that one reads is what the one before it gave
+        units = list(zip(model.convs, model.norms))
+    else:
+        units = [(model.conv1, model.bn1), *((block,) for stage in model.stages for block in getattr(model, stage))]
+    groups, full = {g.name: g for g in model.groups()}, removal.full_keep(model)
     place = {part: n for n, unit in enumerate(units) for m in unit for part in m.modules()}
-    whole = {p: p.clone() for g in groups.values() for p in _gates(model, g)}
-    jobs, recorded = [], {}  # (group, channel, units before the mask, [(parameter, its mask)]); module -> output
-    for name, i in ((name, i) for name, kept in full.items() for i in range(len(kept))):
-        alone = torch.arange(len(full[name])) != i
-        closed = removal.close(model, full | {name: alone})
-        cut = [(groups[other], kept) for other, kept in closed.items() if not kept.all()]
-        cut = cut or [(groups[name], alone)]  # the last channel of a layer cannot go, but it can be masked
-        masks = [(p, kept.to(p).view(-1, *[1] * (p.dim() - 1))) for g, kept in cut for p in _gates(model, g)]
-        jobs.append((name, i, min(place[model.get_submodule(w)] for g, _ in cut for w in g.writers), masks))
+    whole = {p: p.clone() for g in groups.values() for p in removal.gates(model, g)}
+    jobs = []  # (group, channel, units before the mask, [(parameter, its mask)])
+    for name in full:
+        for i in range(groups[name].size):
+            alone = torch.arange(groups[name].size) != i
+            closed = removal.close(model, full | {name: alone})
+            cut = [(groups[other], kept) for other, kept in closed.items() if not kept.all()]
+            cut = cut or [(groups[name], alone)]  # the last channel of a layer cannot go, but it can be masked
+            masks = [(p, kept.to(p).view(-1, *[1] * (p.dim() - 1))) for g, kept in cut for p in removal.gates(model, g)]
+            jobs.append((name, i, min(place[model.get_submodule(w)] for g, _ in cut for w in g.writers), masks))
 
     def replay(count: int) -> None:
         for n, m in ((n, m) for n, unit in enumerate(units) for m in unit):
@@ -190,10 +195,8 @@ def loss_increase(model, images, labels, batch: int = 128) -> Scores:
         try:
             for x, y in zip(images.split(batch), labels.split(batch)):
                 replay(0)
-                hooks = [m.register_forward_hook(lambda m, _, out: recorded.update({m: out})) for u in units for m in u]
-                base, replayed = cross_entropy(model(x), y, reduction="sum").double(), 0
-                for hook in hooks:
-                    hook.remove()
+                with outputs(m for unit in units for m in unit) as recorded:
+                    base, replayed = cross_entropy(model(x), y, reduction="sum").double(), 0
                 for name, i, start, masks in jobs:
                     if start != replayed:
                         replay(start)

@@ -47,17 +47,17 @@ def close(model: nn.Module, keep: Keep) -> Keep:
     """
     keep, links = _filled(model, keep), []
     for earlier, later, sources in models.carried(model):
-        to = torch.tensor([channel for channel, source in enumerate(sources) if source >= 0], dtype=torch.long)
-        links.append((earlier, torch.tensor(sources)[to], later, to))
+        source = torch.tensor(sources)
+        to = (source >= 0).nonzero()[:, 0]
+        links.append((keep[earlier], source[to], keep[later], to))
     for earlier, source, later, to in reversed(links):
-        keep[earlier][source] &= keep[later][to]
-    empty = [name for name, kept in keep.items() if not kept.any()]
-    for group in model.groups() if empty else []:
-        if group.name in empty:
-            sums = sum(w.abs().sum((1, 2, 3)) for w in _written(model, group))
+        earlier[source] &= later[to]
+    for group in model.groups():
+        if not keep[group.name].any():
+            sums = sum(model.get_submodule(name).weight.detach().abs().sum((1, 2, 3)) for name in group.writers)
             keep[group.name][int(sums.argmax())] = True
     for earlier, source, later, to in links:
-        keep[later][to] |= keep[earlier][source]
+        later[to] |= earlier[source]
     return keep
 
 
@@ -67,8 +67,19 @@ def held_back(model: nn.Module, keep: Keep) -> int:
     return sum(int((closed[name] & ~asked[name]).sum()) for name in asked)
 
 
-def _written(model: nn.Module, group: ChannelGroup) -> list[torch.Tensor]:
-    return [model.get_submodule(name).weight.detach() for name in group.writers]
+def gates(model: nn.Module, group: ChannelGroup) -> list[torch.Tensor]:
+    """What masking a group's channel sets to zero: scale and shift of its norms, or weights and bias of its writers."""
+    return [
+        p for norm, writer in zip(group.norms, group.writers) for p in model.get_submodule(norm or writer).parameters()
+    ]
+
+
+def largest_weights(model: nn.Module, group: ChannelGroup, part: str) -> torch.Tensor:
+    """(size,), on the CPU: for each channel the largest |w| of the group's "writers", or "readers"."""
+    weights = [model.get_submodule(name).weight.detach().abs() for name in getattr(group, part)]
+    if part == "readers":  # behind flatten several columns read one channel
+        weights = [w.unflatten(1, (group.size, -1)).transpose(0, 1) for w in weights]
+    return torch.stack([w.flatten(1).amax(1) for w in weights]).amax(0).cpu()
 
 
 def _channels_last(model: nn.Module) -> bool:
@@ -112,12 +123,12 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
             channels = state[key].unflatten(1, (group.size, -1))  # behind flatten several columns read one channel
             state[key] = channels[:, kept].flatten(1, 2)
     widths = tuple(len(state[f"{name}.weight"]) for name, _ in models.counted_convolutions(model))
-    maps = ()
+    maps, before = (), tuple(sources for _, _, sources in models.carried(model))
     for earlier, later, sources in models.carried(model):
         place = {old: new for new, old in enumerate(keep[earlier].nonzero()[:, 0].tolist())}
         maps += (tuple(place.get(source, -1) for source, stays in zip(sources, keep[later].tolist()) if stays),)
-    if maps == tuple(sources for _, _, sources in models.carried(model)):
-        maps = model.layout.maps  # the streams are whole (or not of option A): the layout says so as before
+    if maps == before:  # the streams are whole (or not of option A): the layout says so as before
+        maps = model.layout.maps
     layout = replace(model.layout, widths=widths, maps=maps)
     return models.rebuild(layout, state, _channels_last(model)).train(model.training)
 
@@ -137,7 +148,7 @@ def zero_channels(model: nn.Module, threshold: float = 0.0) -> Keep:
     require(threshold >= 0, "threshold", threshold, "0 or more")
     out = {}
     for group in model.groups():
-        largest = torch.stack([w.abs().amax((1, 2, 3)) for w in _written(model, group)]).amax(0).cpu()
+        largest = largest_weights(model, group, "writers")
         out[group.name] = (largest < threshold) | (largest == 0)
     return out
 
@@ -153,15 +164,9 @@ def removable(model: nn.Module) -> Keep:
     """
     keep = {}
     for group in model.groups():
-        alive = torch.zeros(group.size, dtype=torch.bool)
-        for module in (model.get_submodule(norm or writer) for writer, norm in zip(group.writers, group.norms)):
-            for parameter in module.parameters():
-                alive |= parameter.detach().reshape(group.size, -1).ne(0).any(1).cpu()
+        keep[group.name] = torch.stack([p.reshape(group.size, -1).any(1) for p in gates(model, group)]).any(0).cpu()
         if group.kind == "inner":  # a stream's channel also travels on through the shortcuts
-            weights = [model.get_submodule(name).weight.detach() for name in group.readers]
-            read = [w.reshape(len(w), group.size, -1).ne(0).any(2).any(0).cpu() for w in weights]
-            alive &= torch.stack(read).any(0)
-        keep[group.name] = alive
+            keep[group.name] &= largest_weights(model, group, "readers") != 0
     for earlier, later, sources in models.carried(model):
         keep[later] |= torch.tensor([source >= 0 and bool(keep[earlier][source]) for source in sources])
     return close(model, keep)
