@@ -52,14 +52,15 @@ def portable(spec: RunSpec) -> bool:
     return 2 * 4 * measure.parameters(new_model(spec, 10)) < PORTABLE
 
 
-def percent(model, pair, images: data.ImageSet, dtype: torch.dtype) -> float:
-    """Accuracy in percent on one (images, labels) pair of the set."""
-    return measure.accuracy(model, *pair, images.mean, images.std, dtype)[0]
+def accuracies(model, images: data.ImageSet, dtype: torch.dtype, *parts: str) -> dict:
+    """Accuracies in percent, "<part>_accuracy", for the `parts` of the image set."""
+    prepare = (images.mean, images.std, dtype)
+    return {f"{part}_accuracy": measure.accuracy(model, *getattr(images, part), *prepare)[0] for part in parts}
 
 
 def observer(images: data.ImageSet, dtype: torch.dtype):
     """What the training curve shows beside the losses."""
-    return lambda model: {"validation_accuracy": percent(model, images.validation, images, dtype)}
+    return lambda model: accuracies(model, images, dtype, "validation")
 
 
 def trainer_of(spec: RunSpec, images: data.ImageSet, device, model, **more) -> Trainer:
@@ -140,9 +141,8 @@ def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, r
     except ValueError as error:  # a share that the least of one channel a layer puts out of reach: a result as well
         save(spec, "unreachable", {"failure": {"reason": str(error)}}, device, root)
         return
-    metrics["base_test_accuracy"], status, curve = base_metrics["test_accuracy"], "finished", {}
-    metrics["cut_test_accuracy"] = percent(cut, images.test, images, dtype)
-    metrics["cut_validation_accuracy"] = percent(cut, images.validation, images, dtype)
+    status, curve, metrics["base_test_accuracy"] = "finished", {}, base_metrics["test_accuracy"]
+    metrics |= {f"cut_{name}": value for name, value in accuracies(cut, images, dtype, "test", "validation").items()}
     if scratch:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(spec.seed, "scratch"))
@@ -155,8 +155,7 @@ def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, r
             return
         cut, status, curve = trained.model, trained.status, trained.curve
     if status == "finished":
-        metrics["test_accuracy"] = percent(cut, images.test, images, dtype)
-        metrics["validation_accuracy"] = percent(cut, images.validation, images, dtype)
+        metrics |= accuracies(cut, images, dtype, "test", "validation")
     else:
         metrics["failure"] = trained.failure
     save(spec, status, metrics, device, root, curve, time.monotonic() - start)

@@ -103,14 +103,14 @@ def silent_channels(model, images, mean, std, dtype=torch.float32, batch: int = 
     return list((~loud).cpu().split([f.shape[1] for f in features]))
 
 
-def channel_kinds(model, images, mean, std, dtype=torch.float32, threshold: float = THRESHOLD) -> dict:
+def channel_kinds(model, images, mean, std, dtype=torch.float32) -> dict:
     """Three kinds told apart, as shares of the groups' channels: "zero_channels" (weights), "removable_channels"
     (exactly, for every input), "silent_channels" (in all ReLU outputs of the group, on `images`); and "layer_silent",
     a list of shares by ReLU output."""
     layers = silent_channels(model, images, mean, std, dtype)
     places = criteria.feature_places(model).values()
     return {
-        "zero_channels": _share(*zero_channels(model, threshold).values()),
+        "zero_channels": _share(*zero_channels(model).values()),
         "removable_channels": 1 - _share(*removal.removable(model).values()),
         "silent_channels": _share(*(torch.stack([layers[i] for i in at]).all(0) for at in places)),
         "layer_silent": [_share(flags) for flags in layers],

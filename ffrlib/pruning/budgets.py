@@ -57,15 +57,9 @@ SHARES = {  # budget -> what a share of it counts
 
 
 def choose_keep(
-    model: nn.Module,
-    scores: Keep,
-    budget: str,
-    amount: float,
-    scope: str = "global",
-    groups: str = "all",
-    image_shape: tuple[int, int, int] = (3, 32, 32),
-    loss: Callable[[Keep], float] | None = None,
-) -> tuple[Keep, int]:
+    model: nn.Module, scores: Keep, budget: str, amount: float, scope: str = "global", groups: str = "all",
+    image_shape: tuple[int, int, int] = (3, 32, 32), loss: Callable[[Keep], float] | None = None,
+) -> tuple[Keep, int]:  # fmt: skip
     """(keep, held back): channels go in ascending order of score, and with them what `removal.close` adds.
 
     `budget` "threshold": all with a score below `amount`; "channel_share", "macs_share", "parameter_share": as few as
@@ -81,8 +75,8 @@ def choose_keep(
     choose("pruning.groups", groups, ("all", "inner"))
     full = removal.full_keep(model)
     values = {g.name: scores[g.name].detach().double().cpu() for g in model.groups()}
-    require(not any(v.isnan().any() for v in values.values()), "a score", "NaN", "numbers")
     every = list(values.values())
+    require(not torch.cat(every).isnan().any(), "a score", "NaN", "numbers")
     ranked = [v.argsort(stable=True).argsort(stable=True) / len(v) for v in every] if scope == "layer" else every
     open_ = torch.cat([torch.full((g.size,), groups == "all" or g.kind == "inner") for g in model.groups()])
     order = torch.cat(ranked).argsort(stable=True)
@@ -93,8 +87,8 @@ def choose_keep(
         flat[order[:n]] = False
         asked = dict(zip(full, flat.split([len(v) for v in every])))
         keep = {k: v if v.any() else torch.arange(len(v)) == values[k].argmax() for k, v in asked.items()}
-        keep = removal.close(model, keep)
-        return keep, sum(int((keep[k] & ~asked[k]).sum()) for k in asked)
+        closed = removal.close(model, keep)
+        return closed, sum(int((closed[k] & ~asked[k]).sum()) for k in asked)
 
     if budget == "threshold":
         return cut(int((torch.cat(every)[open_] < amount).sum()))
@@ -113,6 +107,7 @@ def choose_keep(
     if least > limit:
         most = 1 - least / count(full)
         raise ValueError(f"pruning.amount is {amount!r}; allowed for {budget} here: at most {most:.4f}.")
+    # By bisection, from all but one cut downwards: how many cuts can be spared before the limit is passed.
     spared = bisect_left(range(len(order))[::-1], True, key=lambda n: count(cut(n)[0]) > limit)
     return cut(len(order) - spared)
 

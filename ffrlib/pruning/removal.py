@@ -69,9 +69,8 @@ def held_back(model: nn.Module, keep: Keep) -> int:
 
 def gates(model: nn.Module, group: ChannelGroup) -> list[torch.Tensor]:
     """What masking a group's channel sets to zero: scale and shift of its norms, or weights and bias of its writers."""
-    return [
-        p for norm, writer in zip(group.norms, group.writers) for p in model.get_submodule(norm or writer).parameters()
-    ]
+    holders = [norm or writer for norm, writer in zip(group.norms, group.writers)]
+    return [parameter for name in holders for parameter in model.get_submodule(name).parameters()]
 
 
 def largest_weights(model: nn.Module, group: ChannelGroup, part: str) -> torch.Tensor:
@@ -123,12 +122,12 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
             channels = state[key].unflatten(1, (group.size, -1))  # behind flatten several columns read one channel
             state[key] = channels[:, kept].flatten(1, 2)
     widths = tuple(len(state[f"{name}.weight"]) for name, _ in models.counted_convolutions(model))
-    maps, before = (), tuple(sources for _, _, sources in models.carried(model))
-    for earlier, later, sources in models.carried(model):
+    maps, carried = (), models.carried(model)
+    for earlier, later, sources in carried:
         place = {old: new for new, old in enumerate(keep[earlier].nonzero()[:, 0].tolist())}
         maps += (tuple(place.get(source, -1) for source, stays in zip(sources, keep[later].tolist()) if stays),)
-    if maps == before:  # the streams are whole (or not of option A): the layout says so as before
-        maps = model.layout.maps
+    if maps == tuple(sources for _, _, sources in carried):
+        maps = model.layout.maps  # the streams are whole (or not of option A): the layout says so as before
     layout = replace(model.layout, widths=widths, maps=maps)
     return models.rebuild(layout, state, _channels_last(model)).train(model.training)
 
