@@ -235,12 +235,9 @@ def scores(
     name: str, model: nn.Module, images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0,
     grouping: str = "feature",
 ) -> Scores:  # fmt: skip
-    """Group name -> float tensor (size,): how much each channel matters by the criterion `name` of `CRITERIA`.
-
-    `images` (normalised, (N, C, H, W)) and `labels` are for the data-driven ones, `seed` for "random", `grouping` for
-    those of `group_term`. ValueError for an unknown name or grouping, missing images, or a net that the criterion does
-    not fit.
-    """
+    """Group name -> float tensor (size,): how much each channel matters by the criterion `name` of `CRITERIA`. `images`
+    (normalised, (N, C, H, W)) and `labels` are for the data-driven ones, `seed` for "random", `grouping` for those of
+    `group_term`. ValueError: an unknown name or grouping, missing images, a net that the criterion does not fit."""
     choose("pruning.score", name, CRITERIA)
     if name in FORMS:
         return CRITERIA[name](model, grouping=grouping)

@@ -39,12 +39,9 @@ def _filled(model: nn.Module, keep: Keep) -> Keep:
 
 
 def close(model: nn.Module, keep: Keep) -> Keep:
-    """`keep` changed as little as an exact cut needs.
-
-    Option A: with a channel of a later stage goes the channel of the earlier one that the shortcut carries there, which
-    would still fill it. And of a group of which nothing is left, the channel with the largest sum of |W| over its
-    writers stays, under option A with those that it is carried to.
-    """
+    """`keep` changed as little as an exact cut needs. Option A: with a channel of a later stage goes the channel of the
+    earlier one that the shortcut carries there, which would still fill it. And of a group of which nothing is left, the
+    channel with the largest sum of |W| over its writers stays, under option A with those that it is carried to."""
     keep, links = _filled(model, keep), []
     for earlier, later, sources in models.carried(model):
         source = torch.tensor(sources)
@@ -88,10 +85,8 @@ def _channels_last(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def mask(model: nn.Module, keep: Keep, in_place: bool = False) -> nn.Module:
-    """Zero what writes the channels that `close(model, keep)` cuts: weights, bias, batch-norm scale and shift.
-
-    Returns the model itself with `in_place`, else a copy.
-    """
+    """Zero what writes the channels that `close(model, keep)` cuts: weights, bias, batch-norm scale and shift. Returns
+    the model itself with `in_place`, else a copy."""
     keep = close(model, keep)
     if not in_place:
         model = models.rebuild(model.layout, model.state_dict(), _channels_last(model)).train(model.training)
@@ -140,10 +135,8 @@ def worst_deviation(model: nn.Module, keep: Keep, images: torch.Tensor) -> float
 
 
 def zero_channels(model: nn.Module, threshold: float = 0.0) -> Keep:
-    """{group: (size,) bool}: True where each weight of all writers is zero or below `threshold` in size.
-
-    Not yet removable: a batch norm behind may still write a constant.
-    """
+    """{group: (size,) bool}: True where each weight of all writers is zero or below `threshold` in size. Not yet
+    removable: a batch norm behind may still write a constant. ValueError for a negative threshold."""
     require(threshold >= 0, "threshold", threshold, "0 or more")
     out = {}
     for group in model.groups():
@@ -155,11 +148,11 @@ def zero_channels(model: nn.Module, threshold: float = 0.0) -> Keep:
 def removable(model: nn.Module) -> Keep:
     """The `keep` that cuts each channel that is exactly zero, or unread, for every input: `shrink` changes no output.
 
-    Zero is a channel whose batch norms have scale and shift 0 (whatever the weights before them, for they act no more),
-    or, without batch norm, whose weights and bias are 0; for a stream that holds for every writer, and under option A
-    for the channel carried there. A batch norm that turns zero weights into a constant keeps its channel: even where
-    the constant could be moved into the readers, their zero padding has none of it at the border. Unread is a channel
-    inside a block or of a plain net to which all readers give weight 0: what feature-wise penalties lead to.
+    Zero is a channel whose `gates` are 0 (weights before a batch norm that is 0 act no more); for a stream that holds
+    for every writer, and under option A for the channel carried there. A batch norm that turns zero weights into a
+    constant keeps its channel: even where the constant could be moved into the readers, their zero padding has none of
+    it at the border. Unread is a channel inside a block or of a plain net to which all readers give weight 0: what
+    feature-wise penalties lead to.
     """
     keep = {}
     for group in model.groups():
@@ -179,10 +172,8 @@ def save_pruned(path: str | Path, model: nn.Module) -> None:
 
 
 def load_pruned(path: str | Path) -> nn.Module:
-    """The net of `save_pruned`, on the CPU, in its dtype and memory format, in eval mode: bit-equal outputs.
-
-    Raises ValueError for a file that `save_pruned` has not written.
-    """
+    """The net of `save_pruned`, on the CPU, in its dtype and memory format, in eval mode: bit-equal outputs. Raises
+    ValueError for a file that `save_pruned` has not written."""
     with np.load(path, allow_pickle=False) as file:
         require("head" in file.files, f"content of {path}", file.files[:3], "'head' and 'state/...' of save_pruned")
         head = json.loads(file["head"].item())
