@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -53,14 +53,15 @@ def portable(spec: RunSpec) -> bool:
     return 2 * 4 * measure.parameters(new_model(spec, 10)) < PORTABLE
 
 
-def percent(model, pair, images: data.ImageSet, dtype: torch.dtype) -> float:
-    """Accuracy in percent on one (images, labels) pair of the set."""
-    return measure.accuracy(model, *pair, images.mean, images.std, dtype)[0]
+def accuracies(model, images: data.ImageSet, dtype: torch.dtype, *parts: str) -> dict:
+    """Accuracies in percent, "<part>_accuracy", for the `parts` of the image set."""
+    prepare = (images.mean, images.std, dtype)
+    return {f"{part}_accuracy": measure.accuracy(model, *getattr(images, part), *prepare)[0] for part in parts}
 
 
 def observer(images: data.ImageSet, dtype: torch.dtype):
     """What the training curve shows beside the losses."""
-    return lambda model: {"validation_accuracy": percent(model, images.validation, images, dtype)}
+    return lambda model: accuracies(model, images, dtype, "validation")
 
 
 def trainer_of(spec: RunSpec, images: data.ImageSet, device, model, **more) -> Trainer:
@@ -70,22 +71,29 @@ def trainer_of(spec: RunSpec, images: data.ImageSet, device, model, **more) -> T
 def needs_training(base: RunSpec, cuts: list[RunSpec], root) -> bool:
     """Whether a base run lacks its record, or the weights that its cuts start from."""
     known = store.lookup(base, root)
-    if known is None or not cuts or known["status"] != "finished":
-        return known is None
-    return not cache_path("weights", base, root).exists()
+    if known is None:
+        return True
+    return bool(cuts) and known["status"] == "finished" and not cache_path("weights", base, root).exists()
+
+
+def save(spec: RunSpec, status: str, metrics, device, root, curve=None, seconds=0.0, stacking="one", **more) -> None:
+    """Writes the record of a run, with how it was made."""
+    digest = images_of(spec, device).digest
+    made = store.provenance(spec, device, precision(spec, device), stacking, digest, seconds, **more)
+    store.save(spec, status, curve or {}, metrics, made, root)
 
 
 def save_base(spec: RunSpec, trained: Trained, device, stacking: str, root, keep_weights: bool) -> None:
     """Measures a trained net, writes its record unless it has one, keeps its weights where a cut will need them."""
-    dtype, images, finished = precision(spec, device), images_of(spec, device), trained.status == "finished"
-    if keep_weights and finished:
+    metrics = {"failure": trained.failure}
+    if keep_weights and trained.status == "finished":
         removal.save_pruned(cache_path("weights", spec, root), trained.model)
     if store.lookup(spec, root) is None:
-        tap = None if spec.flow.tap == "default" else spec.flow.tap
-        metrics = measure.report(trained.model, images, dtype, tap) if finished else {"failure": trained.failure}
+        if trained.status == "finished":
+            tap = None if spec.flow.tap == "default" else spec.flow.tap
+            metrics = measure.report(trained.model, images_of(spec, device), precision(spec, device), tap)
         more = {"weights": published.CHECKSUMS[spec.model]} if spec.init == "published" else {}
-        made = store.provenance(spec, device, dtype, stacking, images.digest, trained.seconds, **more)
-        store.save(spec, trained.status, trained.curve, metrics, made, root)
+        save(spec, trained.status, metrics, device, root, trained.curve, trained.seconds, stacking, **more)
     cache_path("checkpoints", spec, root).unlink(missing_ok=True)
 
 
@@ -99,9 +107,8 @@ def cut_weights(model, share: float) -> tuple[torch.nn.Module, dict, dict]:
     """Unstructured pruning by magnitude in place: (net, masks that fine-tuning keeps, metrics)."""
     masks = budgets.magnitude_mask(model, share)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in masks:
-                parameter.mul_(masks[name])
+        for name, kept in masks.items():
+            model.get_parameter(name).mul_(kept)
     left = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
     return model, masks, {"weights_left": left}
 
@@ -115,22 +122,17 @@ def cut_channels(model, spec: RunSpec, images: data.ImageSet, device) -> tuple[t
     shape, loss = tuple(x.shape[1:]), criteria.loss_of(model, x, y)
     low = precision(spec, device) == torch.bfloat16
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if low else nullcontext():
-        scores = criteria.scores(p.score, model, x, y, seed=spec.seed)
+        scores = criteria.scores(p.score, model, x, y, spec.seed, p.grouping)
         keep, held_back = budgets.choose_keep(model, scores, p.budget, p.amount, p.scope, p.groups, shape, loss)
     cut = removal.shrink(model, keep)
     return cut, None, measure.pruned_report(model, cut, keep, images) | {"held_back": held_back}
-
-
-def save_failure(spec: RunSpec, status: str, failure: dict | None, device, root) -> None:
-    """The record of a cut that could not be made, and why."""
-    made = store.provenance(spec, device, precision(spec, device), "one", images_of(spec, device).digest, 0.0)
-    store.save(spec, status, {}, {"failure": failure}, made, root)
 
 
 def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, root=None, deadline=math.inf) -> None:
     """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record. A training that cannot
     end before the deadline isn't started: no record then."""
     start, p, dtype, images = time.monotonic(), spec.pruning, precision(spec, device), images_of(spec, device)
+    scratch = p.after == "scratch"
     model = model.to(device, memory_format=torch.channels_last).eval()
     try:
         if p.budget == "weight_share":
@@ -138,30 +140,26 @@ def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, r
         else:
             cut, masks, metrics = cut_channels(model, spec, images, device)
     except ValueError as error:  # a share that the least of one channel a layer puts out of reach: a result as well
-        save_failure(spec, "unreachable", {"reason": str(error)}, device, root)
+        save(spec, "unreachable", {"failure": {"reason": str(error)}}, device, root)
         return
-    metrics["base_test_accuracy"] = base_metrics["test_accuracy"]
-    metrics["cut_test_accuracy"] = percent(cut, images.test, images, dtype)
-    metrics["cut_validation_accuracy"] = percent(cut, images.validation, images, dtype)
-    status, curve, recipe = "finished", {}, {} if p.after == "scratch" else {"epochs": p.epochs, "lr": p.lr}
-    if p.after == "scratch":
-        layout = cut.layout
+    status, curve, metrics["base_test_accuracy"] = "finished", {}, base_metrics["test_accuracy"]
+    metrics |= {f"cut_{name}": value for name, value in accuracies(cut, images, dtype, "test", "validation").items()}
+    if scratch:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(spec.seed, "scratch"))
-            cut = models.build(layout.name, layout.num_classes, layout.shortcut, layout.widths, layout.maps)
-    if p.after == "scratch" or p.epochs:
+            cut = models.build(**asdict(cut.layout))
+    if scratch or p.epochs:
+        recipe = {} if scratch else {"epochs": p.epochs, "lr": p.lr}
         trainer = trainer_of(plain(spec, **recipe), images, device, cut, masks=masks)
         trained = train_together([trainer], deadline=deadline, must_finish=True)[0]
         if trained.status == "paused":
             return
         cut, status, curve = trained.model, trained.status, trained.curve
     if status == "finished":
-        metrics["test_accuracy"] = percent(cut, images.test, images, dtype)
-        metrics["validation_accuracy"] = percent(cut, images.validation, images, dtype)
+        metrics |= accuracies(cut, images, dtype, "test", "validation")
     else:
         metrics["failure"] = trained.failure
-    made = store.provenance(spec, device, dtype, "one", images.digest, time.monotonic() - start)
-    store.save(spec, status, curve, metrics, made, root)
+    save(spec, status, metrics, device, root, curve, time.monotonic() - start)
 
 
 def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float) -> None:
@@ -169,7 +167,7 @@ def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float) 
     record = store.lookup(base, root)
     for spec in cuts:
         if record["status"] != "finished":
-            save_failure(spec, "diverged", record["metrics"].get("failure"), device, root)
+            save(spec, "diverged", {"failure": record["metrics"].get("failure")}, device, root)
         elif time.monotonic() < deadline:
             model = removal.load_pruned(cache_path("weights", base, root))
             run_cut(spec, model, record["metrics"], device, root, deadline)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import takewhile
@@ -71,10 +72,9 @@ def sparsity(model: nn.Module, threshold: float = THRESHOLD) -> dict:
     them together, "layers" the weights of each (list)."""
     weights = [conv.weight.detach().abs() for _, conv in counted_convolutions(model)]
     small = [w < threshold for w in weights]
-    kernels = torch.cat([s.all(-1).all(-1).flatten() for s in small])
     layers = torch.stack([s.double().mean() for s in small]).tolist()
     total = sum(share * w.numel() for share, w in zip(layers, weights)) / sum(w.numel() for w in weights)
-    return {"weights": total, "kernels": _share(kernels), "layers": layers}
+    return {"weights": total, "kernels": _share(*(s.flatten(2).all(2).flatten() for s in small)), "layers": layers}
 
 
 def _share(*flags: Tensor) -> float:
@@ -86,9 +86,7 @@ def zero_channels(model: nn.Module, threshold: float = THRESHOLD) -> removal.Kee
     them. Both count, because penalties group by either; neither alone makes a channel removable."""
     out = removal.zero_channels(model, threshold)
     for g in model.groups():
-        weights = [model.get_submodule(name).weight.detach().abs() for name in g.readers]
-        largest = torch.stack([w.reshape(len(w), g.size, -1).amax((0, 2)) for w in weights]).amax(0)
-        out[g.name] = out[g.name] | (largest < threshold).cpu()
+        out[g.name] |= removal.largest_weights(model, g, "readers") < threshold
     return out
 
 
@@ -105,14 +103,14 @@ def silent_channels(model, images, mean, std, dtype=torch.float32, batch: int = 
     return list((~loud).cpu().split([f.shape[1] for f in features]))
 
 
-def channel_kinds(model, images, mean, std, dtype=torch.float32, threshold: float = THRESHOLD) -> dict:
+def channel_kinds(model, images, mean, std, dtype=torch.float32) -> dict:
     """Three kinds told apart, as shares of the groups' channels: "zero_channels" (weights), "removable_channels"
     (exactly, for every input), "silent_channels" (in all ReLU outputs of the group, on `images`); and "layer_silent",
     a list of shares by ReLU output."""
     layers = silent_channels(model, images, mean, std, dtype)
     places = criteria.feature_places(model).values()
     return {
-        "zero_channels": _share(*zero_channels(model, threshold).values()),
+        "zero_channels": _share(*zero_channels(model).values()),
         "removable_channels": 1 - _share(*removal.removable(model).values()),
         "silent_channels": _share(*(torch.stack([layers[i] for i in at]).all(0) for at in places)),
         "layer_silent": [_share(flags) for flags in layers],
@@ -143,14 +141,12 @@ def cut_channels(model: nn.Module, share: float) -> nn.Module:
 def threshold_sweep(model: nn.Module, test: Callable[[nn.Module], float]) -> dict:
     """Lists over the thresholds `SWEEP`: shares "sparsity" and "zero_channels", and "test_accuracy": `test(net)` of the
     zeroed net (not asked again where a threshold zeroes no more than the one before)."""
-    out = {"threshold": list(SWEEP), "sparsity": [], "zero_channels": [], "test_accuracy": []}
-    for t in SWEEP:
-        share = sparsity(model, t)["weights"]
-        again = [share] == out["sparsity"][-1:]
-        out["test_accuracy"].append(out["test_accuracy"][-1] if again else test(zeroed(model, t)))
-        out["sparsity"].append(share)
-        out["zero_channels"].append(_share(*zero_channels(model, t).values()))
-    return out
+    shares = [sparsity(model, t)["weights"] for t in SWEEP]
+    tested = {share: test(zeroed(model, t)) for share, t in dict(zip(shares, SWEEP)).items()}
+    return {
+        "threshold": list(SWEEP), "sparsity": shares, "test_accuracy": [tested[share] for share in shares],
+        "zero_channels": [_share(*zero_channels(model, t).values()) for t in SWEEP],
+    }  # fmt: skip
 
 
 def removable_share(model, cut: Callable[[nn.Module, float], nn.Module], holds: Callable[[nn.Module], bool]) -> float:
@@ -174,21 +170,21 @@ def removable_share(model, cut: Callable[[nn.Module, float], nn.Module], holds: 
 def flow_metrics(model, images, mean, std, dtype=torch.float32, tap: str | None = None, batch: int = 250) -> dict:
     """Of the features at `tap` (None: the net's own), on `images`: the flow's length and total second difference (L1
     over the number of elements), straightness, turning angle (radians), mean |x|. NaN where no shapes agree."""
-    names = ("flow_length", "flow_curvature", "straightness", "turning_angle", "activation_mean")
-    sums, none = 0.0, torch.full((), torch.nan, device=images.device)
+    sums, none = defaultdict(float), torch.full((), torch.nan, device=images.device)
     with _inference(model, images, dtype) as work:
         for x in images.split(batch):
             features = model.flow(normalise(x, mean, std, work), tap)[1]
             pairs, triples = flow.flow_counts(features)
-            values = [
-                flow.flow_penalty(features, length=1.0) if pairs else none,
-                flow.flow_penalty(features, curvature=1.0) if triples else none,
-                flow.straightness(features),
-                flow.turning_angle(features),
-                flow.activation_penalty(features) / len(features),
-            ]
-            sums = sums + torch.stack([v.double() for v in values]) * (len(x) / len(images))
-    return dict(zip(names, sums.tolist()))
+            values = {
+                "flow_length": flow.flow_penalty(features, length=1.0) if pairs else none,
+                "flow_curvature": flow.flow_penalty(features, curvature=1.0) if triples else none,
+                "straightness": flow.straightness(features),
+                "turning_angle": flow.turning_angle(features),
+                "activation_mean": flow.activation_penalty(features) / len(features),
+            }
+            for name, value in values.items():
+                sums[name] += value.double() * (len(x) / len(images))
+    return {name: float(value) for name, value in sums.items()}
 
 
 def report(model: nn.Module, image_set: ImageSet, dtype=torch.float32, flow_tap: str | None = None) -> dict:
@@ -231,15 +227,17 @@ def latency(model, batch: int, image_shape, seconds: float = 0.05, least: int = 
     begin = time.perf_counter()
     with evaluating(model), torch.no_grad():
         while len(times) < least + 3 or (len(times) < most + 3 and time.perf_counter() - begin < seconds):
-            start = time.perf_counter()
             if x.is_cuda:
-                events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-                events[0].record()
-            model(x)
-            if x.is_cuda:
-                events[1].record()
-                events[1].synchronize()
-            times.append(events[0].elapsed_time(events[1]) if x.is_cuda else 1000 * (time.perf_counter() - start))
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                model(x)
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end))
+            else:
+                start = time.perf_counter()
+                model(x)
+                times.append(1000 * (time.perf_counter() - start))
     low, middle, high = statistics.quantiles(times[3:], n=4, method="inclusive")
     return {"median": middle, "spread": high - low}
 

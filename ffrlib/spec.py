@@ -30,7 +30,7 @@ CRITERIA = (
 TAPS = ("post_activation", "pre_activation", "block_output")
 SCORES = (
     "l1_norm", "l2_norm", "bn_scale", "geometric_median", "feature_group", "flow", "loss_increase", "taylor", "random",
-    "magnitude",
+    "magnitude", *CRITERIA[1:],
 )  # fmt: skip
 BUDGETS = ("threshold", "channel_share", "macs_share", "parameter_share", "loss_tolerance", "weight_share")
 
@@ -115,6 +115,7 @@ class Pruning:
     after: str = "finetune"  # "scratch": the same small net from new random weights, with the whole recipe
     epochs: int = 0  # of fine-tuning
     lr: float = 0.01
+    grouping: str = "feature"  # of a score named like a criterion: what reads the channel; "neuron": what writes it
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ def validate(spec: RunSpec) -> None:
     choose("pruning.scope", p.scope, ("global", "layer"))
     choose("pruning.groups", p.groups, ("all", "inner"))
     choose("pruning.after", p.after, ("finetune", "scratch"))
+    choose("pruning.grouping", p.grouping, ("feature", "neuron"))
     require((p.score == "magnitude") == (p.budget == "weight_share"), "pruning.budget", p.budget,
             "'weight_share' with score 'magnitude', any other budget with a channel score")  # fmt: skip
     if p.budget == "loss_tolerance":

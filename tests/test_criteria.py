@@ -1,6 +1,7 @@
 """Scores of channels against explicit loops, masked nets and numerical derivatives."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ffrlib import models
+from ffrlib import models, spec
 from ffrlib.pruning import criteria, removal
 
 NETS = [("digits_cnn", None), ("alexnet_small", None), ("vgg11_small_bn", None), ("resnet20", "A"), ("resnet20", "B"),
@@ -81,6 +82,67 @@ def test_weight_scores_equal_loops(name, shortcut):
         assert found.keys() == expected.keys()
         for group, values in expected.items():
             torch.testing.assert_close(found[group].double(), torch.tensor(values).double(), rtol=1e-4, atol=1e-5)
+
+
+KERNEL_SIZE = {  # criterion -> (s ** inner of a kernel's values, outer exponent), written out of the paper's table
+    "group_lasso": (lambda k: sum(v * v for v in k), 0.5),
+    "exclusive_sparsity": (lambda k: sum(map(abs, k)), 2),
+    "group_l12": (lambda k: sum(map(abs, k)), 0.5),
+    "hierarchical_square_rooted_group_lasso": (lambda k: math.sqrt(sum(v * v for v in k)), 0.5),
+    "hierarchical_squared_group_lasso": (lambda k: math.sqrt(sum(v * v for v in k)), 2),
+    "hierarchical_square_rooted_exclusive_sparsity": (lambda k: sum(map(abs, k)) ** 2, 0.5),
+    "hierarchical_squared_exclusive_sparsity": (lambda k: sum(map(abs, k)) ** 2, 2),
+    "hierarchical_square_rooted_group_l12": (lambda k: math.sqrt(sum(map(abs, k))), 0.5),
+    "hierarchical_squared_group_l12": (lambda k: math.sqrt(sum(map(abs, k))), 2),
+}
+
+
+def kernels_of(model, layer, channel, size, grouping):
+    """The kernels, each a list of numbers, of the weights of `layer` that read or write one channel."""
+    w = model.get_submodule(layer).weight.detach()
+    if grouping == "neuron":
+        return w[channel].flatten(1).tolist()
+    if w.dim() == 4:
+        return w[:, channel].flatten(1).tolist()
+    columns = w.shape[1] // size
+    return [row[channel * columns : (channel + 1) * columns] for row in w.tolist()]
+
+
+@pytest.mark.parametrize("name, shortcut", [("digits_cnn", None), ("alexnet_small", None), ("resnet20", "A"),
+                                            ("resnet20", "B")])  # fmt: skip
+@pytest.mark.parametrize("grouping", ["feature", "neuron"])
+@pytest.mark.parametrize("criterion", KERNEL_SIZE)
+def test_group_terms_equal_loops_over_kernels(criterion, grouping, name, shortcut):
+    model, (inside, outer), by_hand = net(name, shortcut), KERNEL_SIZE[criterion], {}
+    with torch.no_grad():  # zero kernels, one group of them alone
+        model.get_submodule(model.groups()[1].readers[0]).weight[:, 1] = 0
+        model.get_submodule(model.groups()[1].writers[0]).weight[0] = 0
+    for g in model.groups():
+        layers = g.readers if grouping == "feature" else g.writers
+        by_hand[g.name] = []
+        for i in range(g.size):
+            terms = [sum(inside(k) for k in kernels_of(model, layer, i, g.size, grouping)) ** outer for layer in layers]
+            by_hand[g.name].append(sum(terms) / len(terms))
+    found, expected = criteria.scores(criterion, model, grouping=grouping), by_layer_mean(by_hand)
+    assert found.keys() == expected.keys()
+    for group, values in expected.items():
+        torch.testing.assert_close(found[group].double(), torch.tensor(values).double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grouping", ["feature", "neuron"])
+@pytest.mark.parametrize("kind", ["group_lasso", "exclusive_sparsity", "group_l12"])
+def test_square_rooted_and_squared_rank_a_layer_equally(kind, grouping):
+    model = net("vgg11_small_bn")
+    rooted = criteria.scores(f"hierarchical_square_rooted_{kind}", model, grouping=grouping)
+    squared = criteria.scores(f"hierarchical_squared_{kind}", model, grouping=grouping)
+    assert all(torch.equal(rooted[g].argsort(), squared[g].argsort()) for g in rooted)
+    assert not torch.equal(*(torch.cat(list(s.values())).argsort() for s in (rooted, squared)))
+
+
+def test_group_lasso_is_feature_group_where_nothing_is_averaged():
+    model = net("digits_cnn")
+    ours, old = criteria.scores("group_lasso", model), criteria.scores("feature_group", model)
+    assert all(torch.allclose(ours[g], old[g], rtol=1e-4) for g in old)
 
 
 def test_bn_scale_is_the_mean_of_the_scales():
@@ -251,6 +313,15 @@ def test_loss_of_a_keep_is_that_of_the_masked_net():
     assert criteria.loss_of(model, x, y)(keep) == pytest.approx(expected, rel=1e-10)
 
 
+def test_every_score_of_a_setting_exists():
+    assert set(spec.SCORES) == {*criteria.CRITERIA, "magnitude"}
+    cut = spec.Pruning("group_l12", "macs_share", 0.3)
+    assert spec.key(spec.RunSpec(pruning=cut)) != spec.key(spec.RunSpec(pruning=replace(cut, grouping="neuron")))
+    assert "grouping" not in spec.non_defaults(cut)
+    with pytest.raises(ValueError, match="pruning.grouping is 'input'"):
+        spec.RunSpec(pruning=replace(cut, grouping="input"))
+
+
 def test_random_scores_follow_the_seed_alone():
     model = net("digits_cnn")
     first = criteria.scores("random", model, seed=1)
@@ -263,6 +334,8 @@ def test_bad_input():
     model = net("alexnet_small")
     with pytest.raises(ValueError, match="did you mean 'l1_norm'"):
         criteria.scores("l1norm", model)
+    with pytest.raises(ValueError, match="grouping is 'channel'.*none of 'feature', 'neuron'"):
+        criteria.scores("group_lasso", model, grouping="channel")
     with pytest.raises(ValueError, match="normalised images"):
         criteria.scores("taylor", model)
     with pytest.raises(ValueError, match="without batch norms"):

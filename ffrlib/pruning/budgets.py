@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ffrlib.models import counted_convolutions
 from ffrlib.pruning import removal
-from ffrlib.pruning.criteria import evaluating
+from ffrlib.pruning.criteria import evaluating, outputs
 from ffrlib.pruning.removal import Keep
 from ffrlib.spec import choose, require
 
@@ -22,16 +23,10 @@ def positions(model: nn.Module, image_shape) -> dict[str, int]:
     not depend on the widths: one forward pass serves all pruned versions of a net."""
     key = (model.layout.name, model.layout.shortcut, tuple(image_shape))
     if key not in _positions:
-        layers = {m: name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-        found, p = {}, next(model.parameters())
-        hooks = [
-            m.register_forward_hook(lambda m, _, out: found.update({layers[m]: out[0, 0].numel()})) for m in layers
-        ]
-        with evaluating(model), torch.no_grad():
-            model(torch.zeros(1, *image_shape, dtype=p.dtype, device=p.device))
-        for hook in hooks:
-            hook.remove()
-        _positions[key] = found
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        with evaluating(model), torch.no_grad(), outputs(layers.values()) as found:
+            model(next(model.parameters()).new_zeros(1, *image_shape))
+        _positions[key] = {name: found[m][0, 0].numel() for name, m in layers.items()}
     return _positions[key]
 
 
@@ -61,25 +56,10 @@ SHARES = {  # budget -> what a share of it counts
 }
 
 
-def fewest(enough: Callable[[int], bool], most: int) -> int:
-    """The smallest n in 0..most with enough(n), by bisection: a monotone predicate that holds at `most`."""
-    low = -1
-    while most - low > 1:
-        middle = (low + most) // 2
-        low, most = (low, middle) if enough(middle) else (middle, most)
-    return most
-
-
 def choose_keep(
-    model: nn.Module,
-    scores: Keep,
-    budget: str,
-    amount: float,
-    scope: str = "global",
-    groups: str = "all",
-    image_shape: tuple[int, int, int] = (3, 32, 32),
-    loss: Callable[[Keep], float] | None = None,
-) -> tuple[Keep, int]:
+    model: nn.Module, scores: Keep, budget: str, amount: float, scope: str = "global", groups: str = "all",
+    image_shape: tuple[int, int, int] = (3, 32, 32), loss: Callable[[Keep], float] | None = None,
+) -> tuple[Keep, int]:  # fmt: skip
     """(keep, held back): channels go in ascending order of score, and with them what `removal.close` adds.
 
     `budget` "threshold": all with a score below `amount`; "channel_share", "macs_share", "parameter_share": as few as
@@ -95,25 +75,23 @@ def choose_keep(
     choose("pruning.groups", groups, ("all", "inner"))
     full = removal.full_keep(model)
     values = {g.name: scores[g.name].detach().double().cpu() for g in model.groups()}
-    require(not any(v.isnan().any() for v in values.values()), "a score", "NaN", "numbers")
-    ranked = {
-        k: v.argsort(stable=True).argsort(stable=True) / len(v) if scope == "layer" else v for k, v in values.items()
-    }
+    every = list(values.values())
+    require(not torch.cat(every).isnan().any(), "a score", "NaN", "numbers")
+    ranked = [v.argsort(stable=True).argsort(stable=True) / len(v) for v in every] if scope == "layer" else every
     open_ = torch.cat([torch.full((g.size,), groups == "all" or g.kind == "inner") for g in model.groups()])
-    order = torch.cat(list(ranked.values())).argsort(stable=True)
+    order = torch.cat(ranked).argsort(stable=True)
     order = order[open_[order]]  # places in the concatenation of all groups
-    sizes = [len(v) for v in values.values()]
 
     def cut(n: int) -> tuple[Keep, int]:
         flat = torch.ones(len(open_), dtype=torch.bool)
         flat[order[:n]] = False
-        asked = dict(zip(full, flat.split(sizes)))
+        asked = dict(zip(full, flat.split([len(v) for v in every])))
         keep = {k: v if v.any() else torch.arange(len(v)) == values[k].argmax() for k, v in asked.items()}
-        keep = removal.close(model, keep)
-        return keep, sum(int((keep[k] & ~asked[k]).sum()) for k in asked)
+        closed = removal.close(model, keep)
+        return closed, sum(int((closed[k] & ~asked[k]).sum()) for k in asked)
 
     if budget == "threshold":
-        return cut(int((torch.cat(list(values.values()))[open_] < amount).sum()))
+        return cut(int((torch.cat(every)[open_] < amount).sum()))
     if budget == "loss_tolerance":
         if loss is None:
             raise ValueError("loss is None; allowed with budget 'loss_tolerance': a function from a keep to the loss.")
@@ -125,10 +103,13 @@ def choose_keep(
         return cut(fits)
     count = partial(SHARES[budget], model, image_shape)
     limit = count(full) * (1 - amount) * (1 + 1e-12)  # a share that is met exactly must not fail by rounding
-    if count(cut(len(order))[0]) > limit:
-        most = 1 - count(cut(len(order))[0]) / count(full)
+    least = count(cut(len(order))[0])
+    if least > limit:
+        most = 1 - least / count(full)
         raise ValueError(f"pruning.amount is {amount!r}; allowed for {budget} here: at most {most:.4f}.")
-    return cut(fewest(lambda n: count(cut(n)[0]) <= limit, len(order)))
+    # By bisection, from all but one cut downwards: how many cuts can be spared before the limit is passed.
+    spared = bisect_left(range(len(order))[::-1], True, key=lambda n: count(cut(n)[0]) > limit)
+    return cut(len(order) - spared)
 
 
 def magnitude_mask(model: nn.Module, share: float) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from ffrlib.models import counted_convolutions
 from ffrlib.pruning import removal
+from ffrlib.regularizers.weight import FORMS, penalty
 from ffrlib.spec import choose
 
 Scores = dict[str, Tensor]
@@ -37,38 +39,55 @@ def relative(scores: Scores) -> Scores:
     return {name: score / mean for (name, score), mean in zip(scores.items(), means.maximum(floor))}
 
 
-def l1_norm(model, images=None, labels=None, seed=0) -> Scores:
+def l1_norm(model) -> Scores:
     """sum|w| / sqrt(n) over the n weights that write a channel (arXiv 1608.08710), `relative`."""
     return relative(_mean(model, "writers", lambda w, size: w.abs().sum((1, 2, 3)) / w[0].numel() ** 0.5))
 
 
-def l2_norm(model, images=None, labels=None, seed=0) -> Scores:
+def l2_norm(model) -> Scores:
     """sqrt(sum w^2) over the weights that write a channel, `relative`."""
     return relative(_mean(model, "writers", lambda w, size: w.flatten(1).norm(dim=1)))
 
 
-def geometric_median(model, images=None, labels=None, seed=0) -> Scores:
+def geometric_median(model) -> Scores:
     """Mean Euclidean distance to the layer's channels (arXiv 1811.00250), `relative`: near the geometric median lie
     those that others can replace. By differences: the quick formula gives equal channels a distance above 0."""
     exact = "donot_use_mm_for_euclid_dist"
     return relative(_mean(model, "writers", lambda w, n: torch.cdist(*[w.flatten(1)] * 2, compute_mode=exact).mean(1)))
 
 
-def bn_scale(model, images=None, labels=None, seed=0) -> Scores:
+def bn_scale(model) -> Scores:
     """|gamma| of the batch norms behind a channel (network slimming, arXiv 1708.06519)."""
     if not all(norm for g in model.groups() for norm in g.norms):
         raise ValueError(f"The score is 'bn_scale'; allowed for {model.layout.name}, without batch norms: any other.")
     return _mean(model, "norms", lambda w, size: w.abs())
 
 
-def feature_group(model, images=None, labels=None, seed=0) -> Scores:
+def feature_group(model) -> Scores:
     """sqrt(I / O * sum_o sum_hw W[o, i]^2): the norm of HGSR's feature-wise group (group lasso), that is of the weights
     that *read* channel i of I, `relative`. A linear layer behind flatten reads each channel at several neighbours."""
     scores = _mean(model, "readers", lambda w, n: w.reshape(len(w), n, -1).square().mean(0).sum(1).mul(n).sqrt())
     return relative(scores)
 
 
-def random(model, images=None, labels=None, seed=0) -> Scores:
+def group_term(model: nn.Module, name: str, grouping: str = "feature") -> Scores:
+    """What a channel's group adds to HGSR's criterion `name` (`regularizers.weight.FORMS`): (sum over the group's
+    kernels of s(kernel) ** inner) ** outer, `relative`. The group is what reads the channel (`grouping` "feature";
+    behind flatten the neighbouring columns of a linear layer are one kernel) or what writes it ("neuron").
+
+    The outer exponent is monotone: within a layer the square-rooted and the squared variant rank channels equally, they
+    differ only across layers (and in the mean over a stream's writers or readers). ValueError: see `penalty`.
+    """
+
+    def score(w: Tensor, size: int) -> Tensor:
+        kernels = (w.reshape(len(w), size, -1) if grouping == "feature" else w.flatten(2)).unsqueeze(3)
+        groups = kernels.split(1, dim=1 if grouping == "feature" else 0)
+        return torch.stack([penalty([group], name, grouping) for group in groups])
+
+    return relative(_mean(model, "readers" if grouping == "feature" else "writers", score))
+
+
+def random(model, seed: int = 0) -> Scores:
     """Uniform in [0, 1) from a generator of its own: the control."""
     generator = torch.Generator().manual_seed(seed)
     return {g.name: torch.rand(g.size, generator=generator) for g in model.groups()}
@@ -86,6 +105,18 @@ def evaluating(model: nn.Module):
             module.training = mode
 
 
+@contextmanager
+def outputs(modules):
+    """The value is a dict that each forward pass inside fills: module -> its last output."""
+    found = {}
+    hooks = [m.register_forward_hook(lambda m, _, out: found.update({m: out})) for m in modules]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def feature_places(model: nn.Module) -> dict[str, list[int]]:
     """Group -> places of its features in `model.flow(x, "post_activation")`: ReLU outputs and counted convolutions
     follow one order; projections have no ReLU of their own."""
@@ -93,15 +124,16 @@ def feature_places(model: nn.Module) -> dict[str, list[int]]:
     return {g.name: [place[w] for w in g.writers if w in place] for g in model.groups()}
 
 
-def flow(model, images, labels=None, seed=0, batch: int = 128) -> Scores:
+def flow(model, images, labels=None, batch: int = 128) -> Scores:
     """A channel's part in the feature flow: mean |x_l| + mean |d_l| over samples and positions, then over the group's
     features (all ReLU outputs; our definition), `relative`. d_l = x_l - x_{l-1} is the step that arrives at x_l, from
     the group's own feature before it (in a stream) or else from the layer before; 0 where the shape changes."""
-    totals = dict.fromkeys(feature_places(model), 0.0)
+    places_of = feature_places(model)
+    totals = dict.fromkeys(places_of, 0.0)
     with evaluating(model), torch.no_grad():
         for x in images.split(batch):
             features = [f.float() for f in model.flow(x, "post_activation")[1]]
-            for name, places in feature_places(model).items():
+            for name, places in places_of.items():
                 for before, i in zip([places[0] - 1, *places], places):
                     value = features[i].abs()
                     if before >= 0 and features[before].shape == value.shape:
@@ -110,16 +142,10 @@ def flow(model, images, labels=None, seed=0, batch: int = 128) -> Scores:
     return relative(totals)
 
 
-def _gates(model: nn.Module, group) -> list[Tensor]:
-    """What masking a group's channel sets to zero: scale and shift of its norms, or weights and bias of its writers."""
-    holders = [model.get_submodule(norm or writer) for norm, writer in zip(group.norms, group.writers)]
-    return [p for m in holders for p in (m.weight, m.bias) if p is not None]
-
-
-def taylor(model, images, labels, seed=0, batch: int = 32) -> Scores:
+def taylor(model, images, labels, batch: int = 32) -> Scores:
     """|first-order change of the loss when the channel is masked|, |sum of p dL/dp over its gates|, mean over batches
     of `batch` images (arXiv 1906.10771 in its batch-norm form, without the square, so in units of the loss)."""
-    gates = {g.name: _gates(model, g) for g in model.groups()}
+    gates = {g.name: removal.gates(model, g) for g in model.groups()}
     totals = dict.fromkeys(gates, 0.0)
     with evaluating(model), torch.enable_grad():
         for x, y in zip(images.split(batch), labels.split(batch)):
@@ -130,15 +156,8 @@ def taylor(model, images, labels, seed=0, batch: int = 32) -> Scores:
     return totals
 
 
-def _units(model: nn.Module) -> list[tuple[nn.Module, ...]]:
-    """The net as a chain of modules: all that a unit reads is what the unit before it gave."""
-    if hasattr(model, "convs"):
-        return list(zip(model.convs, model.norms)) if model.norms else [(conv,) for conv in model.convs]
-    return [(model.conv1, model.bn1), *((block,) for stage in model.stages for block in getattr(model, stage))]
-
-
 @torch.no_grad()
-def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
+def loss_increase(model, images, labels, batch: int = 128) -> Scores:
     """Rise of the mean cross-entropy (below 0: a fall) with the channel masked and with it all that `removal.close`
     cuts along: our stand-in for the follow-up paper's criterion (arXiv 2011.02389, known by its abstract).
 
@@ -148,17 +167,22 @@ def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
     """
     kind = images.device.type
     low = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
-    units, groups, full = _units(model), {g.name: g for g in model.groups()}, removal.full_keep(model)
+    if hasattr(model, "convs"):  # the net as a chain of units: all that one reads is what the one before it gave
+        units = list(zip(model.convs, model.norms))
+    else:
+        units = [(model.conv1, model.bn1), *((block,) for stage in model.stages for block in getattr(model, stage))]
+    groups, full = {g.name: g for g in model.groups()}, removal.full_keep(model)
     place = {part: n for n, unit in enumerate(units) for m in unit for part in m.modules()}
-    whole = {p: p.clone() for g in groups.values() for p in _gates(model, g)}
-    jobs, recorded = [], {}  # (group, channel, units before the mask, [(parameter, its mask)]); module -> output
-    for name, i in ((name, i) for name, kept in full.items() for i in range(len(kept))):
-        alone = torch.arange(len(full[name])) != i
-        closed = removal.close(model, full | {name: alone})
-        cut = [(groups[other], kept) for other, kept in closed.items() if not kept.all()]
-        cut = cut or [(groups[name], alone)]  # the last channel of a layer cannot go, but it can be masked
-        masks = [(p, kept.to(p).view(-1, *[1] * (p.dim() - 1))) for g, kept in cut for p in _gates(model, g)]
-        jobs.append((name, i, min(place[model.get_submodule(w)] for g, _ in cut for w in g.writers), masks))
+    whole = {p: p.clone() for g in groups.values() for p in removal.gates(model, g)}
+    jobs = []  # (group, channel, units before the mask, [(parameter, its mask)])
+    for name in full:
+        for i in range(groups[name].size):
+            alone = torch.arange(groups[name].size) != i
+            closed = removal.close(model, full | {name: alone})
+            cut = [(groups[other], kept) for other, kept in closed.items() if not kept.all()]
+            cut = cut or [(groups[name], alone)]  # the last channel of a layer cannot go, but it can be masked
+            masks = [(p, kept.to(p).view(-1, *[1] * (p.dim() - 1))) for g, kept in cut for p in removal.gates(model, g)]
+            jobs.append((name, i, min(place[model.get_submodule(w)] for g, _ in cut for w in g.writers), masks))
 
     def replay(count: int) -> None:
         for n, m in ((n, m) for n, unit in enumerate(units) for m in unit):
@@ -171,10 +195,8 @@ def loss_increase(model, images, labels, seed=0, batch: int = 128) -> Scores:
         try:
             for x, y in zip(images.split(batch), labels.split(batch)):
                 replay(0)
-                hooks = [m.register_forward_hook(lambda m, _, out: recorded.update({m: out})) for u in units for m in u]
-                base, replayed = cross_entropy(model(x), y, reduction="sum").double(), 0
-                for hook in hooks:
-                    hook.remove()
+                with outputs(m for unit in units for m in unit) as recorded:
+                    base, replayed = cross_entropy(model(x), y, reduction="sum").double(), 0
                 for name, i, start, masks in jobs:
                     if start != replayed:
                         replay(start)
@@ -205,18 +227,24 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[remov
 CRITERIA = {
     "l1_norm": l1_norm, "l2_norm": l2_norm, "bn_scale": bn_scale, "geometric_median": geometric_median,
     "feature_group": feature_group, "flow": flow, "loss_increase": loss_increase, "taylor": taylor, "random": random,
+    **{name: partial(group_term, name=name) for name in FORMS if name != "l1"},
 }  # fmt: skip
 
 
 def scores(
-    name: str, model: nn.Module, images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0
-) -> Scores:
-    """Group name -> float tensor (size,): how much each channel matters by the criterion `name` of `CRITERIA`.
-
-    `images` (normalised, (N, C, H, W)) and `labels` are for the data-driven ones, `seed` for "random". ValueError for
-    an unknown name, missing images, or a net that the criterion does not fit.
-    """
+    name: str, model: nn.Module, images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0,
+    grouping: str = "feature",
+) -> Scores:  # fmt: skip
+    """Group name -> float tensor (size,): how much each channel matters by the criterion `name` of `CRITERIA`. `images`
+    (normalised, (N, C, H, W)) and `labels` are for the data-driven ones, `seed` for "random", `grouping` for those of
+    `group_term`. ValueError: an unknown name or grouping, missing images, a net that the criterion does not fit."""
     choose("pruning.score", name, CRITERIA)
-    if name in ("flow", "loss_increase", "taylor") and (images is None or labels is None):
+    if name in FORMS:
+        return CRITERIA[name](model, grouping=grouping)
+    if name == "random":
+        return random(model, seed)
+    if name not in ("flow", "loss_increase", "taylor"):
+        return CRITERIA[name](model)
+    if images is None or labels is None:
         raise ValueError(f"images is None; allowed with score {name!r}: normalised images with their labels.")
-    return CRITERIA[name](model, images, labels, seed)
+    return CRITERIA[name](model, images, labels)

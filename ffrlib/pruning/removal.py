@@ -39,25 +39,22 @@ def _filled(model: nn.Module, keep: Keep) -> Keep:
 
 
 def close(model: nn.Module, keep: Keep) -> Keep:
-    """`keep` changed as little as an exact cut needs.
-
-    Option A: with a channel of a later stage goes the channel of the earlier one that the shortcut carries there, which
-    would still fill it. And of a group of which nothing is left, the channel with the largest sum of |W| over its
-    writers stays, under option A with those that it is carried to.
-    """
+    """`keep` changed as little as an exact cut needs. Option A: with a channel of a later stage goes the channel of the
+    earlier one that the shortcut carries there, which would still fill it. And of a group of which nothing is left, the
+    channel with the largest sum of |W| over its writers stays, under option A with those that it is carried to."""
     keep, links = _filled(model, keep), []
     for earlier, later, sources in models.carried(model):
-        to = torch.tensor([channel for channel, source in enumerate(sources) if source >= 0], dtype=torch.long)
-        links.append((earlier, torch.tensor(sources)[to], later, to))
+        source = torch.tensor(sources)
+        to = (source >= 0).nonzero()[:, 0]
+        links.append((keep[earlier], source[to], keep[later], to))
     for earlier, source, later, to in reversed(links):
-        keep[earlier][source] &= keep[later][to]
-    empty = [name for name, kept in keep.items() if not kept.any()]
-    for group in model.groups() if empty else []:
-        if group.name in empty:
-            sums = sum(w.abs().sum((1, 2, 3)) for w in _written(model, group))
+        earlier[source] &= later[to]
+    for group in model.groups():
+        if not keep[group.name].any():
+            sums = sum(model.get_submodule(name).weight.detach().abs().sum((1, 2, 3)) for name in group.writers)
             keep[group.name][int(sums.argmax())] = True
     for earlier, source, later, to in links:
-        keep[later][to] |= keep[earlier][source]
+        later[to] |= earlier[source]
     return keep
 
 
@@ -67,8 +64,18 @@ def held_back(model: nn.Module, keep: Keep) -> int:
     return sum(int((closed[name] & ~asked[name]).sum()) for name in asked)
 
 
-def _written(model: nn.Module, group: ChannelGroup) -> list[torch.Tensor]:
-    return [model.get_submodule(name).weight.detach() for name in group.writers]
+def gates(model: nn.Module, group: ChannelGroup) -> list[torch.Tensor]:
+    """What masking a group's channel sets to zero: scale and shift of its norms, or weights and bias of its writers."""
+    holders = [norm or writer for norm, writer in zip(group.norms, group.writers)]
+    return [parameter for name in holders for parameter in model.get_submodule(name).parameters()]
+
+
+def largest_weights(model: nn.Module, group: ChannelGroup, part: str) -> torch.Tensor:
+    """(size,), on the CPU: for each channel the largest |w| of the group's "writers", or "readers"."""
+    weights = [model.get_submodule(name).weight.detach().abs() for name in getattr(group, part)]
+    if part == "readers":  # behind flatten several columns read one channel
+        weights = [w.unflatten(1, (group.size, -1)).transpose(0, 1) for w in weights]
+    return torch.stack([w.flatten(1).amax(1) for w in weights]).amax(0).cpu()
 
 
 def _channels_last(model: nn.Module) -> bool:
@@ -78,10 +85,8 @@ def _channels_last(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def mask(model: nn.Module, keep: Keep, in_place: bool = False) -> nn.Module:
-    """Zero what writes the channels that `close(model, keep)` cuts: weights, bias, batch-norm scale and shift.
-
-    Returns the model itself with `in_place`, else a copy.
-    """
+    """Zero what writes the channels that `close(model, keep)` cuts: weights, bias, batch-norm scale and shift. Returns
+    the model itself with `in_place`, else a copy."""
     keep = close(model, keep)
     if not in_place:
         model = models.rebuild(model.layout, model.state_dict(), _channels_last(model)).train(model.training)
@@ -112,11 +117,11 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
             channels = state[key].unflatten(1, (group.size, -1))  # behind flatten several columns read one channel
             state[key] = channels[:, kept].flatten(1, 2)
     widths = tuple(len(state[f"{name}.weight"]) for name, _ in models.counted_convolutions(model))
-    maps = ()
-    for earlier, later, sources in models.carried(model):
+    maps, carried = (), models.carried(model)
+    for earlier, later, sources in carried:
         place = {old: new for new, old in enumerate(keep[earlier].nonzero()[:, 0].tolist())}
         maps += (tuple(place.get(source, -1) for source, stays in zip(sources, keep[later].tolist()) if stays),)
-    if maps == tuple(sources for _, _, sources in models.carried(model)):
+    if maps == tuple(sources for _, _, sources in carried):
         maps = model.layout.maps  # the streams are whole (or not of option A): the layout says so as before
     layout = replace(model.layout, widths=widths, maps=maps)
     return models.rebuild(layout, state, _channels_last(model)).train(model.training)
@@ -130,14 +135,12 @@ def worst_deviation(model: nn.Module, keep: Keep, images: torch.Tensor) -> float
 
 
 def zero_channels(model: nn.Module, threshold: float = 0.0) -> Keep:
-    """{group: (size,) bool}: True where each weight of all writers is zero or below `threshold` in size.
-
-    Not yet removable: a batch norm behind may still write a constant.
-    """
+    """{group: (size,) bool}: True where each weight of all writers is zero or below `threshold` in size. Not yet
+    removable: a batch norm behind may still write a constant. ValueError for a negative threshold."""
     require(threshold >= 0, "threshold", threshold, "0 or more")
     out = {}
     for group in model.groups():
-        largest = torch.stack([w.abs().amax((1, 2, 3)) for w in _written(model, group)]).amax(0).cpu()
+        largest = largest_weights(model, group, "writers")
         out[group.name] = (largest < threshold) | (largest == 0)
     return out
 
@@ -145,23 +148,17 @@ def zero_channels(model: nn.Module, threshold: float = 0.0) -> Keep:
 def removable(model: nn.Module) -> Keep:
     """The `keep` that cuts each channel that is exactly zero, or unread, for every input: `shrink` changes no output.
 
-    Zero is a channel whose batch norms have scale and shift 0 (whatever the weights before them, for they act no more),
-    or, without batch norm, whose weights and bias are 0; for a stream that holds for every writer, and under option A
-    for the channel carried there. A batch norm that turns zero weights into a constant keeps its channel: even where
-    the constant could be moved into the readers, their zero padding has none of it at the border. Unread is a channel
-    inside a block or of a plain net to which all readers give weight 0: what feature-wise penalties lead to.
+    Zero is a channel whose `gates` are 0 (weights before a batch norm that is 0 act no more); for a stream that holds
+    for every writer, and under option A for the channel carried there. A batch norm that turns zero weights into a
+    constant keeps its channel: even where the constant could be moved into the readers, their zero padding has none of
+    it at the border. Unread is a channel inside a block or of a plain net to which all readers give weight 0: what
+    feature-wise penalties lead to.
     """
     keep = {}
     for group in model.groups():
-        alive = torch.zeros(group.size, dtype=torch.bool)
-        for module in (model.get_submodule(norm or writer) for writer, norm in zip(group.writers, group.norms)):
-            for parameter in module.parameters():
-                alive |= parameter.detach().reshape(group.size, -1).ne(0).any(1).cpu()
+        keep[group.name] = torch.stack([p.reshape(group.size, -1).any(1) for p in gates(model, group)]).any(0).cpu()
         if group.kind == "inner":  # a stream's channel also travels on through the shortcuts
-            weights = [model.get_submodule(name).weight.detach() for name in group.readers]
-            read = [w.reshape(len(w), group.size, -1).ne(0).any(2).any(0).cpu() for w in weights]
-            alive &= torch.stack(read).any(0)
-        keep[group.name] = alive
+            keep[group.name] &= largest_weights(model, group, "readers") != 0
     for earlier, later, sources in models.carried(model):
         keep[later] |= torch.tensor([source >= 0 and bool(keep[earlier][source]) for source in sources])
     return close(model, keep)
@@ -175,10 +172,8 @@ def save_pruned(path: str | Path, model: nn.Module) -> None:
 
 
 def load_pruned(path: str | Path) -> nn.Module:
-    """The net of `save_pruned`, on the CPU, in its dtype and memory format, in eval mode: bit-equal outputs.
-
-    Raises ValueError for a file that `save_pruned` has not written.
-    """
+    """The net of `save_pruned`, on the CPU, in its dtype and memory format, in eval mode: bit-equal outputs. Raises
+    ValueError for a file that `save_pruned` has not written."""
     with np.load(path, allow_pickle=False) as file:
         require("head" in file.files, f"content of {path}", file.files[:3], "'head' and 'state/...' of save_pruned")
         head = json.loads(file["head"].item())
