@@ -173,6 +173,7 @@ DEFAULTS = {
         "after": "finetune",
         "epochs": 0,
         "lr": 0.01,
+        "grouping": "feature",
     },
     "seed": 0,
     "scale": "quick",
