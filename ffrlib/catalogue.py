@@ -197,12 +197,11 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 def published_resnet56() -> Iterator[tuple[float, RunSpec]]:
     """Published weights of ResNet-56, as they are and after a few epochs with each penalty (stands in for training)."""
-    start = RunSpec("cifar10", "resnet56", "A", init="published", scale="laptop",
-                    recipe=Recipe(epochs=0, lr=0.01, augment="crop_flip"))  # fmt: skip
-    tuned = replace(start, train_size=20000, recipe=replace(start.recipe, epochs=2, lr=0.02))
-    cut = replace(start, train_size=20000)
-    by_loss = cuts(cut, ["loss_increase"], (0.3, 0.5, 0.7), "macs_share", 1, 0.02, samples=64)  # 400 passes over them
-    for spec in (start, *cuts(cut, FEW_SCORES, (0.3, 0.5, 0.7), "macs_share", 1, 0.02), *by_loss):
+    recipe = Recipe(epochs=0, lr=0.01, augment="crop_flip", precision="float32")
+    start = RunSpec("cifar10", "resnet56", "A", init="published", scale="laptop", train_size=20000, recipe=recipe)
+    tuned = replace(start, recipe=replace(recipe, epochs=2, lr=0.02))
+    by_loss = cuts(start, ["loss_increase"], (0.3, 0.5, 0.7), "macs_share", 1, 0.02, samples=64)  # 400 passes over them
+    for spec in (start, *cuts(start, FEW_SCORES, (0.3, 0.5, 0.7), "macs_share", 1, 0.02), *by_loss):
         yield 2, spec
     arms = [flow_arm(tuned, arm, s) for arm in ("control", "both") for s in strengths("laptop", "resnet56", arm)]
     arms += [weight_arm(tuned, n, s) for n in ("group_lasso", HSQ_GL12) for s in strengths("laptop", "resnet56", n)]

@@ -55,7 +55,7 @@ def modules_of(spec: RunSpec) -> list[str]:
     family = "resnet" if spec.model in CIFAR_RESNETS or spec.model.startswith("resnet") else "plain"
     names = ["data", "training", "measure", "pruning/removal", "regularizers/flow"]
     names += ["models/__init__", "models/layers", f"models/{family}"]
-    if spec.weight.name != "none":
+    if spec.weight.name != "none" or spec.pruning.score != "none":  # scores are made of the criteria's parts
         names.append("regularizers/weight")
     if spec.weight.update == "proximal":
         names.append("regularizers/proximal")
