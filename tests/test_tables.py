@@ -78,13 +78,6 @@ def test_interval_of_too_little():
     assert all(math.isnan(v) for v in tables.interval([1.0, math.nan]))
 
 
-@given(st.lists(finite, min_size=2, max_size=8), finite)
-def test_a_constant_lead_has_no_width(values, lead):
-    other = pd.Series(values)
-    first = pd.concat([other + lead, pd.Series([1e6], index=[99])])  # a seed that only one arm has
-    assert tables.paired_interval(first, other) == pytest.approx((lead, lead, lead), abs=1e-8)
-
-
 def test_aggregate_counts_diverged_runs_and_refuses_mixed_scales(tmp_path):
     first, second, third = seeded(lasso(0.01), 3)
     records = [keep(tmp_path, first, test_accuracy=90.0), keep(tmp_path, second, test_accuracy=92.0)]
