@@ -62,14 +62,14 @@ def rows(records: list[dict]) -> pd.DataFrame:
     """One row a finished record: `tables.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, width
     and amount as numbers: a strength is that of the strongest penalty), the model's name and the record itself."""
     done = [r for r in records if r["status"] == "finished"]
-    labels = {name: [read(r["spec"]) for r in done] for name, read in tables.LABELS.items()}
-    labels["strength"] = [max(tables.strengths_of(r["spec"]), default=0.0) for r in done]
-    labels |= {name: [getattr(r["spec"], name) for r in done] for name in ("width", "model")}
-    labels |= {"amount": [r["spec"].pruning.amount for r in done]}
+    labels = tables.LABELS | {
+        "strength": lambda s: max(tables.strengths_of(s), default=0.0), "amount": lambda s: s.pruning.amount,
+        "width": lambda s: s.width, "model": lambda s: s.model,
+    }  # fmt: skip
+    labels = {name: [read(r["spec"]) for r in done] for name, read in labels.items()}
     frame = tables.frame_of(done).assign(**labels, record=done)
-    frame = frame.assign(
-        macs_left_share=1 - frame["macs_removed"], parameters_left_share=1 - frame["parameters_removed"]
-    )
+    for what in ("macs", "parameters"):
+        frame[f"{what}_left_share"] = 1 - frame[f"{what}_removed"]
     return frame.assign(**{name: 100 * frame[name] for name in PERCENT if name in frame})
 
 
@@ -150,16 +150,24 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
     ax.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log" if x in ("strength", "threshold") else "linear")
     for value, (text, colour, line, marker) in looks.items():
         points = means(frame[frame[column] == value], by, x, y)
-        if len(points) == 1 and value == "plain":
-            ax.plot(*points[0, :2], "*", color=BLACK, markersize=9) if x != "strength" else ax.axhline(
-                points[0, 1], color=BLACK, ls=":"
-            )
+        if len(points) == 1 and value == "plain" and x == "strength":
+            ax.axhline(points[0, 1], color=BLACK, ls=":")
+        elif len(points) == 1 and value == "plain":
+            ax.plot(*points[0, :2], "*", color=BLACK, markersize=9)
         elif len(points):
             ax.plot(points[:, 0], points[:, 1], line, color=colour, marker=marker if len(points) < 12 else "")
             x_mean, _, low, high = points[points[:, 0].argsort()].T  # a line may turn back, its band may not
             ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
             ends.append((*points[points[:, 0].argmax(), :2], text, colour))
     name_lines(ax, ends)
+
+
+def curves(frame: pd.DataFrame) -> Figure:
+    """Loss over the epochs of training, a line for each arm of the nets that are not cut, at its middle strength."""
+    uncut = at_middle(frame[frame["amount"] == 0])
+    losses = [record["curve"]["loss"] for record in uncut["record"]]
+    epochs = [range(1, len(loss) + 1) for loss in losses]
+    return arms(unrolled(uncut, {"epoch": epochs, "loss": losses}), [("epoch", "loss")], by="epoch")
 
 
 def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength") -> Figure:
@@ -186,11 +194,8 @@ def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength"
 
 def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
     """Share of small weights in each layer (columns) for each arm (rows), mean over the rows of `frame`, in percent."""
-    table = {
-        short(name): 100
-        * np.mean([r["metrics"]["layer_sparsity"] for r in frame[frame[column] == name]["record"]], axis=0)
-        for name in sorted(set(frame[column]), key=place)
-    }
+    layers = {name: [r["metrics"]["layer_sparsity"] for r in rows["record"]] for name, rows in frame.groupby(column)}
+    table = {short(name): 100 * np.mean(layers[name], axis=0) for name in sorted(layers, key=place)}
     fig, ((ax,),) = panels(1, 1, 7.2, 0.9 + 0.26 * max(len(table), 2))
     fig.subplots_adjust(left=0.26, right=0.98)
     if not table:
@@ -212,7 +217,7 @@ def time_saved(measured: list[dict]) -> Figure:
     """MACs removed against time saved, a panel a net; `measured`: the rows of benchmarks/latency.json. On the dotted
     line time goes as MACs go."""
     frame = pd.DataFrame([r for r in measured if r["share"]])
-    frame = frame.assign(macs_removed=100 * frame["macs_removed"], time_saved=100 * frame["time_saved"])
+    frame[["macs_removed", "time_saved"]] *= 100
     frame["group"] = frame["kind"] + ", batch " + frame["batch"].astype(str)
     looks = {group: (group, *OTHERS[k]) for k, group in enumerate(sorted(set(frame["group"])))}
     fig, (axes,) = panels(1, frame["net"].nunique(), 4.6, 2.8, 1.6)
@@ -258,9 +263,9 @@ def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
 
     The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version.
     """
-    file, base = io.BytesIO(), results_folder() / "figures" / scale
-    fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-    contents = {".png": png(fig), ".svg": file.getvalue(), ".txt": alt.strip() + "\n"}
+    svg, base = io.BytesIO(), results_folder() / "figures" / scale
+    fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    contents = {".png": png(fig), ".svg": svg.getvalue(), ".txt": alt.strip() + "\n"}
     return [write_atomically(base / f"{name}{suffix}", content) for suffix, content in contents.items()]
 
 
