@@ -143,17 +143,16 @@ def name_lines(ax, ends: list[tuple[float, float, str, str]], size: float = 8) -
 
 def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: str, column: str = "arm") -> None:
     """A line with its band through the `means` of each of `looks`: {value of `column`: (name, colour, line, marker)}.
-
-    The plain net, where it has one point only, is a star.
-    """
+    The plain net is a star where it has one point only, and a level line where that point has no strength."""
     ends = []
     ax.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log" if x in ("strength", "threshold") else "linear")
     for value, (text, colour, line, marker) in looks.items():
         points = means(frame[frame[column] == value], by, x, y)
-        if len(points) == 1 and value == "plain" and x == "strength":
-            ax.axhline(points[0, 1], color=BLACK, ls=":")
-        elif len(points) == 1 and value == "plain":
-            ax.plot(*points[0, :2], "*", color=BLACK, markersize=9)
+        if value == "plain" and len(points) == 1:
+            if x == "strength":
+                ax.axhline(points[0, 1], color=BLACK, ls=":")
+            else:
+                ax.plot(*points[0, :2], "*", color=BLACK, markersize=9)
         elif len(points):
             ax.plot(points[:, 0], points[:, 1], line, color=colour, marker=marker if len(points) < 12 else "")
             x_mean, _, low, high = points[points[:, 0].argsort()].T  # a line may turn back, its band may not
@@ -194,20 +193,20 @@ def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength"
 
 def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
     """Share of small weights in each layer (columns) for each arm (rows), mean over the rows of `frame`, in percent."""
-    layers = {name: [r["metrics"]["layer_sparsity"] for r in rows["record"]] for name, rows in frame.groupby(column)}
-    table = {short(name): 100 * np.mean(layers[name], axis=0) for name in sorted(layers, key=place)}
+    table = 100 * frame.groupby(column)[[c for c in frame if c.startswith("layer_")]].mean().dropna(axis=1)
+    table = table.loc[sorted(table.index, key=place)]
     fig, ((ax,),) = panels(1, 1, 7.2, 0.9 + 0.26 * max(len(table), 2))
     fig.subplots_adjust(left=0.26, right=0.98)
-    if not table:
+    if table.empty:
         name_lines(ax, [])
         return fig
-    values = np.stack(list(table.values()))
+    values, layers = table.to_numpy(), table.shape[1]
     ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    for (i, j), value in np.ndenumerate(values if values.shape[1] <= 20 else values[:, :0]):
+    for (i, j), value in np.ndenumerate(values if layers <= 20 else values[:, :0]):
         ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 60 else "black")
-    ticks = range(0, values.shape[1], math.ceil(values.shape[1] / 20))
+    ticks = range(0, layers, math.ceil(layers / 20))
     ax.set_xticks(ticks, [str(tick + 1) for tick in ticks])
-    ax.set_yticks(range(len(table)), list(table), fontsize=8)
+    ax.set_yticks(range(len(table)), map(short, table.index), fontsize=8)
     ax.set_xlabel("convolution, from input to output: weights with |w| < 0.001 (%)")
     ax.grid(False)
     return fig
@@ -260,9 +259,7 @@ def png(fig: Figure) -> bytes:
 
 def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
     """Writes figures/<scale>/<name>.png, .svg and .txt (what is to be seen, for those who cannot see it) of the store.
-
-    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version.
-    """
+    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version."""
     svg, base = io.BytesIO(), results_folder() / "figures" / scale
     fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     contents = {".png": png(fig), ".svg": svg.getvalue(), ".txt": alt.strip() + "\n"}

@@ -107,13 +107,14 @@ def accuracy_at_sparsity(arm: pd.DataFrame, target: float) -> pd.Series:
     return pd.Series(found, dtype=float)
 
 
-def chosen_strength(arm: pd.DataFrame, plain: pd.DataFrame, measure: str) -> str | None:
-    """Key of an arm's chosen strength: the largest mean `measure` among strengths without a diverged run whose mean
-    validation accuracy is at most `HELD` below the plain runs' (of equal ones the more accurate); None where there is
-    none. See docs/protocol.md."""
+def chosen_strength(frame: pd.DataFrame, keys, plain: str, measure: str) -> str | None:
+    """The one of an arm's `keys` with the largest mean `measure` among strengths without a diverged run whose mean
+    validation accuracy is at most `HELD` below that of the run with key `plain` (of equal ones the more accurate); None
+    where there is none. See docs/protocol.md."""
+    arm, least = frame[frame["key"].isin(keys)], frame[frame["key"] == plain]["validation_accuracy"].mean() - HELD
     sound = arm.groupby("key").filter(lambda group: (group["status"] == "finished").all())
     means = sound.groupby("key")[["validation_accuracy", measure]].mean().dropna()
-    means = means[means["validation_accuracy"] >= plain["validation_accuracy"].mean() - HELD]
+    means = means[means["validation_accuracy"] >= least]
     return means.sort_values([measure, "validation_accuracy"]).index[-1] if len(means) else None
 
 
@@ -187,7 +188,7 @@ def with_chosen(specs: list[RunSpec], frame: pd.DataFrame, metrics: list[str]) -
     """`cells` with a column that says for which sparsity a strength is the chosen one."""
     table, chosen = cells(specs, frame, ARM, metrics), {}
     for ((plain, name), keys), measure in product(arms(specs).items(), BOTH):
-        best = chosen_strength(frame[frame["key"].isin(keys)], frame[frame["key"] == key(plain)], measure)
+        best = chosen_strength(frame, keys, key(plain), measure)
         chosen.setdefault(best, []).append(measure.split("_")[1] + "s" if name != "plain" else "")
     table.insert(len(ARM), "chosen for", [" ".join(chosen.get(key(s), ())).strip() for s in specs])
     return table
@@ -230,10 +231,10 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
         layers = [f"layer_{k}" for k in range(1, len(convolutions) + 1)]
         return {"structure": cells(bases, frame, labels, SPARSE), "layers": cells(bases, frame, labels, layers)}
     if name in ("3_hgsr_pruning", "5_ffr_pruning"):
-        own = papers["method"].str.startswith("HGSR")
+        hgsr = papers["method"].str.startswith("HGSR")
+        beside = papers[hgsr if name == "3_hgsr_pruning" else ~hgsr & papers["pruned_accuracy"].notna()]
         cut = cells(cuts, frame, [*ARM, "score", "amount"], PRUNED)
-        paper = papers[own] if name == "3_hgsr_pruning" else papers[~own & papers["pruned_accuracy"].notna()]
-        return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": paper}
+        return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": beside}
     if name == "4_ffr_flow":
         usual = [s for s in bases if plain_of(s) in catalogue.BASES[scale].values()]
         varied = {(arm_of(s), *strengths_of(s)) for s in bases if s not in usual}

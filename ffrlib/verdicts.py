@@ -25,8 +25,8 @@ from ffrlib.spec import CRITERIA, SCALES, RunSpec, base_of, key
 LEVEL, PAIRS, MOST = 0.025, 5, 100  # one-sided level of a test, fewest pairs that decide, most seeds worth naming
 SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
 WEIGHTS, CHANNELS = tables.BOTH
-HIERARCHICAL = [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH]
-FLOW = {  # claim -> (arm, other arm, sparsity, decides)
+EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
+    "H1": [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH],
     "F1": [("both", "plain", WEIGHTS, True)],
     "F2": [("both", "plain", CHANNELS, True)],
     "F4": [(arm, "control", m, arm == "both") for arm in ("both", "length", "curvature") for m in tables.BOTH],
@@ -85,14 +85,16 @@ def judge(parts: list[Part]) -> list[dict]:
     for part, p_up, p_down in zip(parts, up, down):
         x = part.differences.to_numpy(dtype=float)
         mean, low, high = (None if math.isnan(v) else round(v, 3) for v in tables.interval(x))
-        verdict = "undecided"
-        if len(x) >= PAIRS:
-            good = p_up < LEVEL and x.mean() >= part.limits[1]
-            verdict = "supported" if good else "not supported" if p_down < LEVEL else verdict
-        needed = seeds_needed(x, part.limits, len(parts))
+        verdict, needed = "undecided", 0
+        if len(x) >= PAIRS and p_up < LEVEL and x.mean() >= part.limits[1]:
+            verdict = "supported"
+        elif len(x) >= PAIRS and p_down < LEVEL:
+            verdict = "not supported"
+        else:
+            needed = seeds_needed(x, part.limits, len(parts))
         out.append({"part": part.name, "decides": part.decides, "verdict": verdict, "at_least": part.limits[1],
                     "mean": mean, "low": low, "high": high, "n": len(x), "p_above": f"{p_up:.2g}",
-                    "p_below": f"{p_down:.2g}", "seeds_needed": needed if verdict == "undecided" else 0,
+                    "p_below": f"{p_down:.2g}", "seeds_needed": needed,
                     "records": [k for k in part.keys if k]})  # fmt: skip
     return out
 
@@ -119,7 +121,7 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     waiting = [j for j in deciding if j["verdict"] == "undecided"]
     seeds = max((j["seeds_needed"] for j in waiting), default=PAIRS) if verdict == "undecided" else 0
     arms = {k for j in waiting for k in j["records"]}
-    effect = weakest and {n: weakest[n] for n in ("part", "mean", "low", "high", "n")}
+    effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
             "rule": f"docs/protocol.md, {claim}", "seeds_needed": seeds, "runs_needed": seeds * max(2, len(arms)),
             "parts": judged, "records": sorted({k for j in judged for k in j["records"]})}  # fmt: skip
@@ -138,15 +140,18 @@ def compare(frame, first: str, second: str, column: str, limits, name: str, deci
     return Part(name, differences, limits, (first, second), decides)
 
 
-def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, experiment: str, pairs) -> list[Part]:
-    """H1, F1, F2, F4: (arm, other arm, sparsity, decides), each arm at its chosen strength."""
-    by_arm, plain = tables.arms(tables.unseeded(experiment, base.scale)), frame[frame["key"] == key(base)]
+def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Part]:
+    """H1, F1, F2, F4: the parts of `EQUAL_ACCURACY` on one net, each arm at its chosen strength."""
+    specs = tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", base.scale)
+    by_arm, plain = tables.arms(specs), key(base)
 
     def chosen(arm: str, measure: str) -> str:
-        runs = frame[frame["key"].isin(by_arm.get((base, arm), ()))]
-        return key(base) if arm == "plain" else tables.chosen_strength(runs, plain, measure) or ""
+        keys = by_arm.get((base, arm), ())
+        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or ""
 
-    return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in pairs]
+    return [compare(frame, chosen(first, measure), chosen(second, measure), measure, SPARSER,
+                    f"{first} - {second}, {measure}", decides)
+            for first, second, measure, decides in EQUAL_ACCURACY[claim]]  # fmt: skip
 
 
 def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
@@ -157,9 +162,8 @@ def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
         for place, keys in tables.arms(tables.unseeded(name, scale)).items():
             by_arm.setdefault(place, catalogue.middle(keys)[0])
     for (plain, arm), cell in by_arm.items():
-        runs = frame[frame["key"] == cell]
-        if arm != "plain" and tables.chosen_strength(runs, frame[frame["key"] == key(plain)], WEIGHTS):
-            contexts.setdefault(plain, {})[arm] = runs[WEIGHTS].mean()
+        if arm != "plain" and tables.chosen_strength(frame, [cell], key(plain), WEIGHTS):
+            contexts.setdefault(plain, {})[arm] = frame[frame["key"] == cell][WEIGHTS].mean()
 
     def lead(plain, first, second, decides=True):
         name = f"{first} - {second}, {plain.model} width {plain.width:g}"
@@ -232,12 +236,11 @@ def verdicts(records: list[dict]) -> list[dict]:
         frame = tables.frame_of([r for r in records if r["scale"] == scale])
         hgsr, ffr = ([known[n] for n in nets[scale]] for nets in (catalogue.HGSR_NETS, catalogue.FFR_NETS))
         cut = tables.unseeded("3_hgsr_pruning", scale)[0]
-        asked = [("H1", base, at_equal_accuracy(frame, base, "1_hgsr_criteria", HIERARCHICAL)) for base in hgsr]
-        asked += [("H2", hgsr[0], crossing(frame, scale))]
+        asked = [("H2", hgsr[0], crossing(frame, scale))]
         asked += [(claim, cut, cut_by_loss(frame, claim, scale)) for claim in ("H3", "H4")]
-        for base in ffr:
-            asked += [(claim, base, at_equal_accuracy(frame, base, "4_ffr_flow", FLOW[claim])) for claim in FLOW]
-            asked += [("F3", base, against_baselines(frame, base))]
+        asked += [("F3", base, against_baselines(frame, base)) for base in ffr]
+        for claim, base in [*product(["H1"], hgsr), *product(["F1", "F2", "F4"], ffr)]:
+            asked.append((claim, base, at_equal_accuracy(frame, base, claim)))
         for claim, base, parts in asked:
             net = "all nets and widths" if claim == "H2" else f"{base.model} {base.shortcut}".strip()
             out.append(entry(claim, scale, net, base.data, parts))
@@ -258,8 +261,8 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
             wanted = row["n"] and (kind == "cut" or row["arm"] == "plain" or "weights" in row["chosen for"])
             metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
             for metric in ["n", *metrics] if wanted else ():
-                percent = 100 if metric.endswith(SHARES) else 1
-                shown = f"{100 * row[metric]:.1f}" if percent > 1 else tables.text(metric, row[metric])
+                value = row[metric]
+                shown = f"{100 * value:.1f}" if metric.endswith(SHARES) else tables.text(metric, value)
                 out[".".join([*place, metric]).replace(", ", "_").replace(" ", "_")] = shown
     for v in found:
         place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")

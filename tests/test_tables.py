@@ -109,8 +109,8 @@ def test_chosen_strength_is_the_sparsest_within_a_point(strengths):
             status = "diverged" if bad and seed else "finished"
             rows.append({"key": str(k), "seed": seed, "status": status, "validation_accuracy": v + seed - 0.5,
                          "removable_weight_share": x, "test_accuracy": 100 * x})  # fmt: skip
-    plain = pd.DataFrame({"validation_accuracy": [96.5, 97.5]})
-    found = tables.chosen_strength(pd.DataFrame(rows), plain, "removable_weight_share")
+    rows += [{"key": "plain", "status": "finished", "validation_accuracy": v} for v in (96.5, 97.5)]
+    found = tables.chosen_strength(pd.DataFrame(rows), list("012345"), "plain", "removable_weight_share")
     allowed = {k: x for k, (v, x, bad) in enumerate(strengths) if not bad and v >= 96 + 1e-9}
     doubtful = any(abs(v - 96) < 1e-9 for v, _, _ in strengths)
     if not doubtful:
