@@ -107,9 +107,8 @@ def cell_by_cell(fresh: list[dict], same: list[dict], every: list[dict]) -> dict
         return {n: (all(r.get(n) == o.get(n) for r, o in zip(*flat)), "equal provenance, other bits") for n in names}
     new, old = (tables.frame_of([r for r in rs if r["status"] == "finished"]) for rs in (fresh, every))
     out = {"status": ([r["status"] for r in fresh] == [r["status"] for r in same], "finished or diverged")}
-    metrics = [c for c in old.columns if pd.api.types.is_any_real_numeric_dtype(old[c]) and not c.startswith(TIMES)]
-    metrics = [c for c in metrics if c != "seed" and old[c].notna().any()]
-    return out | {c: agree(c, old[c], new[c] if c in new else pd.Series(dtype=float)) for c in metrics}
+    old = old.drop(columns="seed").select_dtypes("number").dropna(axis=1, how="all")
+    return out | {c: agree(c, old[c], new.get(c, pd.Series(dtype=float))) for c in old if not c.startswith(TIMES)}
 
 
 def compare(committed: Path, fresh: Path) -> int:
@@ -131,7 +130,7 @@ def compare(committed: Path, fresh: Path) -> int:
         print(f"agree   {label}, n = {len(group)}: {', '.join(name for name, (good, _) in cells.items() if good)}")
         wrong += [f"differs {label}, {name}: {why}" for name, (good, why) in cells.items() if not good]
     print(*wrong, f"{len(new)} records compared with {len(old)} committed ones, {len(wrong)} differences", sep="\n")
-    return 1 if wrong or not new else 0
+    return int(bool(wrong) or not new)
 
 
 if __name__ == "__main__":

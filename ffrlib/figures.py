@@ -30,13 +30,15 @@ STYLE = {
     "lines.markersize": 4, "figure.dpi": 110, "savefig.dpi": 160, "svg.hashsalt": "ffrlib", "svg.fonttype": "path",
 }  # fmt: skip
 FAMILIES = {"group lasso": "group_lasso", "exclusive sparsity": "exclusive_sparsity", "group L1/2": "group_l12"}
-FORMS = {  # what a line of a family shows: prefix of the criterion, colour, line, marker
-    "flat": ("", BLUE, "-", "o"),
-    "squared": ("hierarchical_squared_", RED, "--", "s"),
-    "sq-rooted": ("hierarchical_square_rooted_", GREEN, ":", "^"),
+FORMS = {  # prefix of a family's criterion -> look: name, colour, line, marker
+    "": ("flat", BLUE, "-", "o"),
+    "hierarchical_squared_": ("squared", RED, "--", "s"),
+    "hierarchical_square_rooted_": ("sq-rooted", GREEN, ":", "^"),
 }
-LOOKS = {"plain": (BLACK, "-", "*"), "control": (GOLD, "--", "s"), "length": (GREEN, ":", "^"),
-         "curvature": (PINK, "-.", "v"), "both": (BLUE, "-", "o")}  # fmt: skip
+LOOKS = {"plain": ("plain", BLACK, "-", "*"), "control": ("control", GOLD, "--", "s"),
+         "length": ("length", GREEN, ":", "^"), "curvature": ("curvature", PINK, "-.", "v"),
+         "both": ("both", BLUE, "-", "o")}  # fmt: skip
+BESIDE = {"plain": LOOKS["plain"], "l1": ("L1", GREY, "-.", "v")}  # what HGSR's criteria are drawn with
 OTHERS = [(colour, line, "D") for line in ("-", "--", ":") for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]
 SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
          "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
@@ -174,8 +176,7 @@ def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "stren
     fig, axes = panels(len(pairs), len(FAMILIES))
     for (x, y), row in zip(pairs, axes):
         for ax, (title, family) in zip(row, FAMILIES.items()):
-            looks = {prefix + family: (text, *look) for text, (prefix, *look) in FORMS.items()}
-            plot(ax, frame, {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v"), **looks}, x, y, by)
+            plot(ax, frame, BESIDE | {prefix + family: look for prefix, look in FORMS.items()}, x, y, by)
             ax.set(title=title if ax in axes[0] else "", ylabel=AXES.get(y, y) if ax is row[0] else "")
     return fig
 
@@ -185,7 +186,7 @@ def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength"
     fig, (axes,) = panels(1, len(pairs), 3.3 if len(pairs) > 2 else 4.4, 2.8, 0.9 if len(pairs) > 2 else 1.3)
     values = sorted(set(frame[column]), key=place)
     others = dict(zip((v for v in values if v not in LOOKS), itertools.cycle(OTHERS)))
-    looks = {v: (short(v), *(LOOKS.get(v) or others[v])) for v in values}
+    looks = {v: LOOKS.get(v) or (short(v), *others[v]) for v in values}
     for ax, (x, y) in zip(axes, pairs):
         plot(ax, frame, looks, x, y, by, column)
     return fig
@@ -232,9 +233,8 @@ def readme(scale: str) -> Figure:
     strengths that cost more than five points."""
     records, _ = store.load_all(scale=scale)
     fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
-    looks = {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v")}
-    looks |= {"group_lasso": ("group lasso", *FORMS["flat"][1:]), HSQ_GL12: ("squared GL12", *FORMS["squared"][1:])}
-    flow = {name: ("length + curvature" if name == "both" else name, *look) for name, look in LOOKS.items()}
+    looks = BESIDE | {"group_lasso": ("group lasso", BLUE, "-", "o"), HSQ_GL12: ("squared GL12", RED, "--", "s")}
+    flow = LOOKS | {"both": ("length + curvature", *LOOKS["both"][1:])}
     for ax, name, nets, own, title in (
         (axes[0], "1_hgsr_criteria", HGSR_NETS, looks, "penalties on weights"),
         (axes[1], "4_ffr_flow", FFR_NETS, flow, "on the feature flow"),

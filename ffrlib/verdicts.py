@@ -149,9 +149,8 @@ def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Pa
         keys = by_arm.get((base, arm), ())
         return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or ""
 
-    return [compare(frame, chosen(first, measure), chosen(second, measure), measure, SPARSER,
-                    f"{first} - {second}, {measure}", decides)
-            for first, second, measure, decides in EQUAL_ACCURACY[claim]]  # fmt: skip
+    asked = EQUAL_ACCURACY[claim]
+    return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in asked]
 
 
 def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
@@ -252,9 +251,10 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
     """Name -> text of each number that prose may cite, shares in percent: plain runs, every arm at the strength chosen
     for weights, every cut, the verdicts `found`; e.g. `quick.digits_digits_cnn.both.test_accuracy`."""
     own = {scale: tables.counted(records, scale) for scale in SCALES}  # a reader's own runs change no number
-    out = {f"{scale}.records": str(len(rs)) for scale, rs in own.items()}
-    out |= {f"{s}.minutes": f"{sum(r['provenance']['seconds'] for r in rs) / 60:.0f}" for s, rs in own.items()}
-    out["records"] = str(sum(map(len, own.values())))
+    out = {"records": str(sum(map(len, own.values())))}
+    for scale, runs in own.items():
+        seconds = sum(r["provenance"]["seconds"] for r in runs)
+        out |= {f"{scale}.records": str(len(runs)), f"{scale}.minutes": f"{seconds / 60:.0f}"}
     for scale, (name, kind) in product(SCALES, CITED.items()):
         for row in tables.experiment_tables(name, scale, own[scale])[kind].to_dict("records"):
             place = [scale, row["net"], row["arm"]] + (["cut", row["score"], row["amount"]] if kind == "cut" else [])
@@ -331,9 +331,8 @@ def main() -> None:
     paths = write(records)
     known = json.loads(paths[-1].read_text())
     for path in prose_files():
-        text = path.read_text()
-        if refreshed(text, known) != text:
-            paths.append(write_atomically(path, refreshed(text, known)))
+        if (text := refreshed(path.read_text(), known)) != path.read_text():
+            paths.append(write_atomically(path, text))
     print(*paths, sep="\n")
 
 
