@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import catalogue, store, tables, verdicts
+from ffrlib import store, tables, verdicts
 from ffrlib.catalogue import BASES
 from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
@@ -28,8 +28,7 @@ def regenerated(records: list[dict], root: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
         for scale in SCALES:
-            listed = {key(spec) for spec in catalogue.specs(scale, seeds=1)}  # a reader's own run makes no table due
-            if any(r["key"] in listed for r in records) or (root / "tables" / scale).exists():
+            if tables.counted(records, scale) or (root / "tables" / scale).exists():
                 tables.write_all(scale, records, fresh)
         verdicts.write(records, fresh)
         made = {p.relative_to(fresh) for p in fresh.rglob("*") if p.is_file()}
@@ -56,14 +55,14 @@ def against_published(records: list[dict]) -> tuple[list[str], list[str]]:
         base = BASES["paper"][net]
         same = (papers["dataset"] == base.data) & (papers["model"] == net) & papers["method"].str.startswith("dense")
         dense = papers[same]["baseline_accuracy"]
-        runs = frame[(frame["key"] == key(base)) & (frame["status"] == "finished")]["test_accuracy"]
-        line = f"dense {net} on {base.data}, scale paper: "
-        if not len(runs):
-            said.append(line + tables.NOT_RUN)
-            continue
-        line += f"ours {runs.mean():.2f} (n = {len(runs)}), published {dense.min():.2f} to {dense.max():.2f}"
-        near = dense.min() - TOLERANCE <= runs.mean() <= dense.max() + TOLERANCE
-        (said if near else wrong).append(line + ("" if near else f": more than {TOLERANCE} points away"))
+        ours, what = verdicts.by_seed(frame, key(base), "test_accuracy"), f"dense {net} on {base.data}, scale paper"
+        line = f"{what}: ours {ours.mean():.2f} (n = {len(ours)}), published {dense.min():.2f} to {dense.max():.2f}"
+        if ours.empty:
+            said.append(f"{what}: {tables.NOT_RUN}")
+        elif dense.min() - TOLERANCE <= ours.mean() <= dense.max() + TOLERANCE:
+            said.append(line)
+        else:
+            wrong.append(f"{line}: more than {TOLERANCE} points away")
     return said, wrong
 
 
@@ -73,13 +72,10 @@ def main() -> int:
     said, wrong = against_published(records)
     wrong += [problem.why for problem in problems]
     wrong += regenerated(records, results_folder()) if not problems else []
-    stale = [r["path"] for r in records if r["stale"]]
-    for path in stale:
-        print(f"stale (made with other code): {path}")
-    for line in said + [f"WRONG {line}" for line in wrong]:
-        print(line)
+    stale = [f"stale (made with other code): {r['path']}" for r in records if r["stale"]]
+    print(*stale, *said, *(f"WRONG {line}" for line in wrong), sep="\n")
     print(f"{len(records)} records, {len(stale)} stale, {len(wrong)} wrong")
-    return 1 if wrong else 0
+    return int(bool(wrong))
 
 
 # -- replication -------------------------------------------------------------------------------------------------------
@@ -88,22 +84,15 @@ def timeless(value):
     return {n: timeless(v) for n, v in value.items() if n not in TIMES} if isinstance(value, dict) else value
 
 
-def allowance(metric: str, mean: float, alone: bool) -> float:
-    """How far a fresh mean may lie outside the intervals (`alone`: there is none), in the metric's own unit."""
-    if "accuracy" in metric:
-        return ALLOWED["accuracy"][alone]
-    if metric.endswith(verdicts.SHARES) or metric.startswith("layer_"):
-        return ALLOWED["share"][alone]
-    return ALLOWED["relative"][alone] * abs(mean)
-
-
 def agree(metric: str, committed: pd.Series, fresh: pd.Series) -> tuple[bool, str]:
     """Whether a cell's fresh mean lies in the committed 95 % interval, widened by half the width of the fresh one (of a
     single fresh run: by what the committed spread makes of it) and by the allowance; and why, as text."""
     (mean, _, high), (again, _, top) = tables.interval(committed), tables.interval(fresh)
     if math.isnan(mean) or math.isnan(again):
         return len(committed) == len(fresh) == 0 or math.isnan(mean) == math.isnan(again), f"{mean} against {again}"
-    reach = allowance(metric, mean, alone=math.isnan(high))
+    share = metric.endswith(verdicts.SHARES) or metric.startswith("layer_")
+    allowed = ALLOWED["accuracy" if "accuracy" in metric else "share" if share else "relative"]
+    reach = allowed[math.isnan(high)] * (abs(mean) if allowed is ALLOWED["relative"] else 1)
     if not math.isnan(high):
         reach += high - mean + ((high - mean) * math.sqrt(len(committed)) if math.isnan(top) else top - again)
     return abs(again - mean) <= reach, f"{mean:.6g} against {again:.6g}, allowed {reach:.3g}"
@@ -118,17 +107,14 @@ def cell_by_cell(fresh: list[dict], same: list[dict], every: list[dict]) -> dict
         return {n: (all(r.get(n) == o.get(n) for r, o in zip(*flat)), "equal provenance, other bits") for n in names}
     new, old = (tables.frame_of([r for r in rs if r["status"] == "finished"]) for rs in (fresh, every))
     out = {"status": ([r["status"] for r in fresh] == [r["status"] for r in same], "finished or diverged")}
-    metrics = [c for c in old.columns if pd.api.types.is_any_real_numeric_dtype(old[c]) and not c.startswith(TIMES)]
-    metrics = [c for c in metrics if c != "seed" and old[c].notna().any()]
-    return out | {c: agree(c, old[c], new[c] if c in new else pd.Series(dtype=float)) for c in metrics}
+    old = old.drop(columns="seed").select_dtypes("number").dropna(axis=1, how="all")
+    return out | {c: agree(c, old[c], new.get(c, pd.Series(dtype=float))) for c in old if not c.startswith(TIMES)}
 
 
 def compare(committed: Path, fresh: Path) -> int:
     """Compares every record under `fresh` with the committed one; prints agree or differs for each cell (arm x metric).
     Returns 1 where one differs, where a record is damaged or has no committed one, or where there is none; else 0.
-
-    Where `SAME` is the same, records must be equal but for times; elsewhere see `agree` and docs/protocol.md.
-    """
+    Where `SAME` is the same, records must be equal but for times; elsewhere see `agree` and docs/protocol.md."""
     (old, bad), (new, worse) = store.load_all(Path(committed)), store.load_all(Path(fresh))
     wrong = [f"differs {problem.why}" for problem in bad + worse]
     known, arms = {(r["key"], r["seed"]): r for r in old}, {}
@@ -144,7 +130,7 @@ def compare(committed: Path, fresh: Path) -> int:
         print(f"agree   {label}, n = {len(group)}: {', '.join(name for name, (good, _) in cells.items() if good)}")
         wrong += [f"differs {label}, {name}: {why}" for name, (good, why) in cells.items() if not good]
     print(*wrong, f"{len(new)} records compared with {len(old)} committed ones, {len(wrong)} differences", sep="\n")
-    return 1 if wrong or not new else 0
+    return int(bool(wrong) or not new)
 
 
 if __name__ == "__main__":

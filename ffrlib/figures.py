@@ -30,13 +30,15 @@ STYLE = {
     "lines.markersize": 4, "figure.dpi": 110, "savefig.dpi": 160, "svg.hashsalt": "ffrlib", "svg.fonttype": "path",
 }  # fmt: skip
 FAMILIES = {"group lasso": "group_lasso", "exclusive sparsity": "exclusive_sparsity", "group L1/2": "group_l12"}
-FORMS = {  # what a line of a family shows: prefix of the criterion, colour, line, marker
-    "flat": ("", BLUE, "-", "o"),
-    "squared": ("hierarchical_squared_", RED, "--", "s"),
-    "sq-rooted": ("hierarchical_square_rooted_", GREEN, ":", "^"),
+FORMS = {  # prefix of a family's criterion -> look: name, colour, line, marker
+    "": ("flat", BLUE, "-", "o"),
+    "hierarchical_squared_": ("squared", RED, "--", "s"),
+    "hierarchical_square_rooted_": ("sq-rooted", GREEN, ":", "^"),
 }
-LOOKS = {"plain": (BLACK, "-", "*"), "control": (GOLD, "--", "s"), "length": (GREEN, ":", "^"),
-         "curvature": (PINK, "-.", "v"), "both": (BLUE, "-", "o")}  # fmt: skip
+LOOKS = {"plain": ("plain", BLACK, "-", "*"), "control": ("control", GOLD, "--", "s"),
+         "length": ("length", GREEN, ":", "^"), "curvature": ("curvature", PINK, "-.", "v"),
+         "both": ("both", BLUE, "-", "o")}  # fmt: skip
+BESIDE = {"plain": LOOKS["plain"], "l1": ("L1", GREY, "-.", "v")}  # what HGSR's criteria are drawn with
 OTHERS = [(colour, line, "D") for line in ("-", "--", ":") for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]
 SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
          "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
@@ -62,14 +64,14 @@ def rows(records: list[dict]) -> pd.DataFrame:
     """One row a finished record: `tables.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, width
     and amount as numbers: a strength is that of the strongest penalty), the model's name and the record itself."""
     done = [r for r in records if r["status"] == "finished"]
-    labels = {name: [read(r["spec"]) for r in done] for name, read in tables.LABELS.items()}
-    labels["strength"] = [max(tables.strengths_of(r["spec"]), default=0.0) for r in done]
-    labels |= {name: [getattr(r["spec"], name) for r in done] for name in ("width", "model")}
-    labels |= {"amount": [r["spec"].pruning.amount for r in done]}
+    labels = tables.LABELS | {
+        "strength": lambda s: max(tables.strengths_of(s), default=0.0), "amount": lambda s: s.pruning.amount,
+        "width": lambda s: s.width, "model": lambda s: s.model,
+    }  # fmt: skip
+    labels = {name: [read(r["spec"]) for r in done] for name, read in labels.items()}
     frame = tables.frame_of(done).assign(**labels, record=done)
-    frame = frame.assign(
-        macs_left_share=1 - frame["macs_removed"], parameters_left_share=1 - frame["parameters_removed"]
-    )
+    for what in ("macs", "parameters"):
+        frame[f"{what}_left_share"] = 1 - frame[f"{what}_removed"]
     return frame.assign(**{name: 100 * frame[name] for name in PERCENT if name in frame})
 
 
@@ -143,17 +145,16 @@ def name_lines(ax, ends: list[tuple[float, float, str, str]], size: float = 8) -
 
 def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: str, column: str = "arm") -> None:
     """A line with its band through the `means` of each of `looks`: {value of `column`: (name, colour, line, marker)}.
-
-    The plain net, where it has one point only, is a star.
-    """
+    The plain net is a star where it has one point only, and a level line where that point has no strength."""
     ends = []
     ax.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log" if x in ("strength", "threshold") else "linear")
     for value, (text, colour, line, marker) in looks.items():
         points = means(frame[frame[column] == value], by, x, y)
-        if len(points) == 1 and value == "plain":
-            ax.plot(*points[0, :2], "*", color=BLACK, markersize=9) if x != "strength" else ax.axhline(
-                points[0, 1], color=BLACK, ls=":"
-            )
+        if value == "plain" and len(points) == 1:
+            if x == "strength":
+                ax.axhline(points[0, 1], color=BLACK, ls=":")
+            else:
+                ax.plot(*points[0, :2], "*", color=BLACK, markersize=9)
         elif len(points):
             ax.plot(points[:, 0], points[:, 1], line, color=colour, marker=marker if len(points) < 12 else "")
             x_mean, _, low, high = points[points[:, 0].argsort()].T  # a line may turn back, its band may not
@@ -162,13 +163,20 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
     name_lines(ax, ends)
 
 
+def curves(frame: pd.DataFrame) -> Figure:
+    """Loss over the epochs of training, a line for each arm of the nets that are not cut, at its middle strength."""
+    uncut = at_middle(frame[frame["amount"] == 0])
+    losses = [record["curve"]["loss"] for record in uncut["record"]]
+    epochs = [range(1, len(loss) + 1) for loss in losses]
+    return arms(unrolled(uncut, {"epoch": epochs, "loss": losses}), [("epoch", "loss")], by="epoch")
+
+
 def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength") -> Figure:
     """HGSR's criteria: a row for each (x, y) of `pairs`, a column for each family, with L1; the star has no penalty."""
     fig, axes = panels(len(pairs), len(FAMILIES))
     for (x, y), row in zip(pairs, axes):
         for ax, (title, family) in zip(row, FAMILIES.items()):
-            looks = {prefix + family: (text, *look) for text, (prefix, *look) in FORMS.items()}
-            plot(ax, frame, {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v"), **looks}, x, y, by)
+            plot(ax, frame, BESIDE | {prefix + family: look for prefix, look in FORMS.items()}, x, y, by)
             ax.set(title=title if ax in axes[0] else "", ylabel=AXES.get(y, y) if ax is row[0] else "")
     return fig
 
@@ -178,7 +186,7 @@ def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength"
     fig, (axes,) = panels(1, len(pairs), 3.3 if len(pairs) > 2 else 4.4, 2.8, 0.9 if len(pairs) > 2 else 1.3)
     values = sorted(set(frame[column]), key=place)
     others = dict(zip((v for v in values if v not in LOOKS), itertools.cycle(OTHERS)))
-    looks = {v: (short(v), *(LOOKS.get(v) or others[v])) for v in values}
+    looks = {v: LOOKS.get(v) or (short(v), *others[v]) for v in values}
     for ax, (x, y) in zip(axes, pairs):
         plot(ax, frame, looks, x, y, by, column)
     return fig
@@ -186,23 +194,20 @@ def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength"
 
 def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
     """Share of small weights in each layer (columns) for each arm (rows), mean over the rows of `frame`, in percent."""
-    table = {
-        short(name): 100
-        * np.mean([r["metrics"]["layer_sparsity"] for r in frame[frame[column] == name]["record"]], axis=0)
-        for name in sorted(set(frame[column]), key=place)
-    }
+    table = 100 * frame.groupby(column)[[c for c in frame if c.startswith("layer_")]].mean().dropna(axis=1)
+    table = table.loc[sorted(table.index, key=place)]
     fig, ((ax,),) = panels(1, 1, 7.2, 0.9 + 0.26 * max(len(table), 2))
     fig.subplots_adjust(left=0.26, right=0.98)
-    if not table:
+    if table.empty:
         name_lines(ax, [])
         return fig
-    values = np.stack(list(table.values()))
+    values, layers = table.to_numpy(), table.shape[1]
     ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    for (i, j), value in np.ndenumerate(values if values.shape[1] <= 20 else values[:, :0]):
+    for (i, j), value in np.ndenumerate(values if layers <= 20 else values[:, :0]):
         ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 60 else "black")
-    ticks = range(0, values.shape[1], math.ceil(values.shape[1] / 20))
+    ticks = range(0, layers, math.ceil(layers / 20))
     ax.set_xticks(ticks, [str(tick + 1) for tick in ticks])
-    ax.set_yticks(range(len(table)), list(table), fontsize=8)
+    ax.set_yticks(range(len(table)), map(short, table.index), fontsize=8)
     ax.set_xlabel("convolution, from input to output: weights with |w| < 0.001 (%)")
     ax.grid(False)
     return fig
@@ -212,7 +217,7 @@ def time_saved(measured: list[dict]) -> Figure:
     """MACs removed against time saved, a panel a net; `measured`: the rows of benchmarks/latency.json. On the dotted
     line time goes as MACs go."""
     frame = pd.DataFrame([r for r in measured if r["share"]])
-    frame = frame.assign(macs_removed=100 * frame["macs_removed"], time_saved=100 * frame["time_saved"])
+    frame[["macs_removed", "time_saved"]] *= 100
     frame["group"] = frame["kind"] + ", batch " + frame["batch"].astype(str)
     looks = {group: (group, *OTHERS[k]) for k, group in enumerate(sorted(set(frame["group"])))}
     fig, (axes,) = panels(1, frame["net"].nunique(), 4.6, 2.8, 1.6)
@@ -228,9 +233,8 @@ def readme(scale: str) -> Figure:
     strengths that cost more than five points."""
     records, _ = store.load_all(scale=scale)
     fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
-    looks = {"plain": ("plain", *LOOKS["plain"]), "l1": ("L1", GREY, "-.", "v")}
-    looks |= {"group_lasso": ("group lasso", *FORMS["flat"][1:]), HSQ_GL12: ("squared GL12", *FORMS["squared"][1:])}
-    flow = {name: ("length + curvature" if name == "both" else name, *look) for name, look in LOOKS.items()}
+    looks = BESIDE | {"group_lasso": ("group lasso", BLUE, "-", "o"), HSQ_GL12: ("squared GL12", RED, "--", "s")}
+    flow = LOOKS | {"both": ("length + curvature", *LOOKS["both"][1:])}
     for ax, name, nets, own, title in (
         (axes[0], "1_hgsr_criteria", HGSR_NETS, looks, "penalties on weights"),
         (axes[1], "4_ffr_flow", FFR_NETS, flow, "on the feature flow"),
@@ -255,12 +259,10 @@ def png(fig: Figure) -> bytes:
 
 def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
     """Writes figures/<scale>/<name>.png, .svg and .txt (what is to be seen, for those who cannot see it) of the store.
-
-    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version.
-    """
-    file, base = io.BytesIO(), results_folder() / "figures" / scale
-    fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-    contents = {".png": png(fig), ".svg": file.getvalue(), ".txt": alt.strip() + "\n"}
+    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version."""
+    svg, base = io.BytesIO(), results_folder() / "figures" / scale
+    fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    contents = {".png": png(fig), ".svg": svg.getvalue(), ".txt": alt.strip() + "\n"}
     return [write_atomically(base / f"{name}{suffix}", content) for suffix, content in contents.items()]
 
 

@@ -1,24 +1,22 @@
 """Tables: one row a cell of the catalogue, with n, mean and 95 % interval over its seeds, from records of one scale.
 
 The layout is the catalogue's, whatever has been run: a cell without a record says "not run". Shares are in [0, 1],
-accuracies in percent, latencies in milliseconds. `python -m ffrlib.tables --scale quick` writes all tables of a scale.
+accuracies in percent, latencies in milliseconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
-import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
-from ffrlib import catalogue, models, store
+from ffrlib import catalogue, models
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
 from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, choose, key
 
@@ -35,9 +33,24 @@ PRUNED = ["base_test_accuracy", "cut_test_accuracy", "validation_accuracy", "tes
           "parameters_removed", "macs_removed", "parameters_left", "macs_left", "held_back", "worst_deviation",
           *(f"latency_ms.batch_{n}{when}" for n in (1, 64) for when in ("", "_before"))]  # fmt: skip
 ARM = ["net", "arm", "strength"]
+
+
+def arm_of(spec: RunSpec) -> str:
+    """The penalties of a run in words, without strengths: "plain", "group_lasso", "both", "l1 + control", ..."""
+    flow = {(True, True): ["both"], (True, False): ["length"], (False, True): ["curvature"], (False, False): []}
+    parts = [spec.weight.name] * (spec.weight.name != "none") + flow[spec.flow.length > 0, spec.flow.curvature > 0]
+    return " + ".join(parts + ["control"] * (spec.activation.strength > 0)) or "plain"
+
+
+def strengths_of(spec: RunSpec) -> list[float]:
+    """The strengths of the penalties that `arm_of` names, in the same order."""
+    every = (spec.weight.strength, max(spec.flow.length, spec.flow.curvature), spec.activation.strength)
+    return [x for x in every if x]
+
+
 LABELS = {  # label column -> how it is read off a spec
     "net": lambda s: " ".join(filter(None, [s.data, s.model, s.shortcut, s.init.replace("default", "")])),
-    "arm": lambda s: arm_of(s),
+    "arm": arm_of,
     "strength": lambda s: " + ".join(f"{x:.3g}" for x in strengths_of(s)),
     "grouping": lambda s: s.weight.grouping if s.weight.name in CRITERIA[1:] else "",
     "width": lambda s: f"{s.width:g}",
@@ -50,12 +63,6 @@ LABELS = {  # label column -> how it is read off a spec
 }  # fmt: skip
 
 
-@functools.cache
-def t_quantile(n: int) -> float:
-    """The 97.5 % quantile of Student's t for the mean of n values."""
-    return float(stats.t.ppf(0.975, n - 1))
-
-
 # -- statistics --------------------------------------------------------------------------------------------------------
 def interval(values) -> tuple[float, float, float]:
     """(mean, low, high): 95 % interval of the mean, Student's t up to 30 values, percentile bootstrap (10,000 draws,
@@ -66,14 +73,9 @@ def interval(values) -> tuple[float, float, float]:
     mean = float(x.mean())
     if len(x) > 30:
         draws = np.random.default_rng(0).choice(x, (10_000, len(x))).mean(axis=1)
-        return mean, float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
-    half = t_quantile(len(x)) * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        return mean, *np.quantile(draws, (0.025, 0.975)).tolist()
+    half = float(special.stdtrit(len(x) - 1, 0.975) * x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
     return mean, mean - half, mean + half
-
-
-def paired_interval(first: pd.Series, second: pd.Series) -> tuple[float, float, float]:
-    """`interval` of first - second over the seeds (the index of both) that both have."""
-    return interval((first - second).dropna())
 
 
 def aggregate(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
@@ -92,45 +94,31 @@ def aggregate(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def accuracy_at_sparsity(arm, target: float, x="unstructured_sparsity", y="zeroed_test_accuracy") -> pd.Series:
-    """Accuracy `y` of each seed (index) where its sparsity `x` is `target`, linear between neighbouring runs.
-
-    `arm`: frame of finished runs at several strengths. Empty unless each seed's own range has the target: nothing is
-    extrapolated, and a mean over some of the seeds is not shown for all.
-    """
+def accuracy_at_sparsity(arm: pd.DataFrame, target: float) -> pd.Series:
+    """Test accuracy with small weights zeroed of each seed (index) where the share of small weights is `target`, linear
+    between neighbouring strengths. Empty unless each seed's own range has the target: nothing is extrapolated, and a
+    mean over some of the seeds is not shown for all. `arm`: finished runs at several strengths."""
     found = {}
     for seed, runs in arm.groupby("seed"):
-        points = runs.groupby(x)[y].mean()
+        points = runs.groupby("unstructured_sparsity")["zeroed_test_accuracy"].mean()
         if not points.index.min() <= target <= points.index.max():
             return pd.Series(dtype=float)
         found[seed] = float(np.interp(target, points.index, points))
     return pd.Series(found, dtype=float)
 
 
-def chosen_strength(arm: pd.DataFrame, plain: pd.DataFrame, measure: str) -> str | None:
-    """Key of an arm's chosen strength: the largest mean `measure` among strengths without a diverged run whose mean
-    validation accuracy is at most `HELD` below the plain runs' (of equal ones the more accurate); None where there is
-    none. See docs/protocol.md."""
+def chosen_strength(frame: pd.DataFrame, keys, plain: str, measure: str) -> str | None:
+    """The one of an arm's `keys` with the largest mean `measure` among strengths without a diverged run whose mean
+    validation accuracy is at most `HELD` below that of the run with key `plain` (of equal ones the more accurate); None
+    where there is none. See docs/protocol.md."""
+    arm, least = frame[frame["key"].isin(keys)], frame[frame["key"] == plain]["validation_accuracy"].mean() - HELD
     sound = arm.groupby("key").filter(lambda group: (group["status"] == "finished").all())
     means = sound.groupby("key")[["validation_accuracy", measure]].mean().dropna()
-    means = means[means["validation_accuracy"] >= plain["validation_accuracy"].mean() - HELD]
+    means = means[means["validation_accuracy"] >= least]
     return means.sort_values([measure, "validation_accuracy"]).index[-1] if len(means) else None
 
 
 # -- from records to rows ----------------------------------------------------------------------------------------------
-def arm_of(spec: RunSpec) -> str:
-    """The penalties of a run in words, without strengths: "plain", "group_lasso", "both", "l1 + control", ..."""
-    flow = {(True, True): ["both"], (True, False): ["length"], (False, True): ["curvature"], (False, False): []}
-    parts = [spec.weight.name] * (spec.weight.name != "none") + flow[spec.flow.length > 0, spec.flow.curvature > 0]
-    return " + ".join(parts + ["control"] * (spec.activation.strength > 0)) or "plain"
-
-
-def strengths_of(spec: RunSpec) -> list[float]:
-    """The strengths of the penalties that `arm_of` names, in the same order."""
-    every = (spec.weight.strength, max(spec.flow.length, spec.flow.curvature), spec.activation.strength)
-    return [x for x in every if x]
-
-
 def counterpart(criterion: str) -> str:
     """The criterion that a hierarchical one is built on; "" for the others."""
     return criterion.split("squared_")[-1].split("square_rooted_")[-1] if criterion.startswith("hierarchical_") else ""
@@ -152,6 +140,12 @@ def unseeded(name: str, scale: str) -> list[RunSpec]:
     choose("scale", scale, SCALES)
     choose("experiment", name, catalogue.RUNS)
     return list(dict.fromkeys(spec for _, spec in catalogue.RUNS[name](scale)))
+
+
+def counted(records: list[dict], scale: str, name: str | None = None) -> list[dict]:
+    """The records of a scale's (one experiment's) runs, with any seed: a reader's own are not among them."""
+    keys = {key(spec) for spec in catalogue.specs(scale, name, seeds=1)}
+    return [r for r in records if r["scale"] == scale and r["key"] in keys]
 
 
 def arms(specs: list[RunSpec]) -> dict[tuple[RunSpec, str], list[str]]:
@@ -194,7 +188,7 @@ def with_chosen(specs: list[RunSpec], frame: pd.DataFrame, metrics: list[str]) -
     """`cells` with a column that says for which sparsity a strength is the chosen one."""
     table, chosen = cells(specs, frame, ARM, metrics), {}
     for ((plain, name), keys), measure in product(arms(specs).items(), BOTH):
-        best = chosen_strength(frame[frame["key"].isin(keys)], frame[frame["key"] == key(plain)], measure)
+        best = chosen_strength(frame, keys, key(plain), measure)
         chosen.setdefault(best, []).append(measure.split("_")[1] + "s" if name != "plain" else "")
     table.insert(len(ARM), "chosen for", [" ".join(chosen.get(key(s), ())).strip() for s in specs])
     return table
@@ -204,14 +198,14 @@ def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy after zeroing of every criterion at equal sparsity, and its lead over the counterpart's, by seed."""
     rows, by_arm, done = [], arms(specs), frame[frame["status"] == "finished"]
     for plain, name, target in product(dict.fromkeys(p for p, _ in by_arm), CRITERIA, TARGETS):
-        keys, others = ([*by_arm.get((plain, n), ()), key(plain)] for n in (name, counterpart(name)))
+        other, net = counterpart(name), LABELS["net"](plain)
+        keys, others = ([*by_arm.get((plain, n), ()), key(plain)] for n in (name, other))
         at, beside = (accuracy_at_sparsity(done[done["key"].isin(k)], target) for k in (keys, others))
         missing = NOT_REACHED if done["key"].isin(keys[:-1]).any() else NOT_RUN
-        other, net = counterpart(name), LABELS["net"](plain)
         row = {"net": net, "arm": name, "counterpart": other, "sparsity": f"{target:g}", "n": len(at)}
-        for what, values in (("accuracy", at), ("lead", (at - beside).dropna() if other else None)):
-            shown = [""] * 3 if values is None else interval(values) if len(values) else [missing] * 3
-            row |= zip((what, f"{what} low", f"{what} high"), shown)
+        for what, values in (("accuracy", at), ("lead", (at - beside).dropna())):
+            shown = interval(values) if len(values) else [missing] * 3
+            row |= zip((what, f"{what} low", f"{what} high"), shown if other or what == "accuracy" else [""] * 3)
         rows.append(row | {"keys": " ".join(keys)})
     return pd.DataFrame(rows)
 
@@ -237,10 +231,10 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
         layers = [f"layer_{k}" for k in range(1, len(convolutions) + 1)]
         return {"structure": cells(bases, frame, labels, SPARSE), "layers": cells(bases, frame, labels, layers)}
     if name in ("3_hgsr_pruning", "5_ffr_pruning"):
-        own = papers["method"].str.startswith("HGSR")
+        hgsr = papers["method"].str.startswith("HGSR")
+        beside = papers[hgsr if name == "3_hgsr_pruning" else ~hgsr & papers["pruned_accuracy"].notna()]
         cut = cells(cuts, frame, [*ARM, "score", "amount"], PRUNED)
-        paper = papers[own] if name == "3_hgsr_pruning" else papers[~own & papers["pruned_accuracy"].notna()]
-        return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": paper}
+        return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": beside}
     if name == "4_ffr_flow":
         usual = [s for s in bases if plain_of(s) in catalogue.BASES[scale].values()]
         varied = {(arm_of(s), *strengths_of(s)) for s in bases if s not in usual}
@@ -277,33 +271,19 @@ def styled(table: pd.DataFrame):
 
 def write(tables: dict[str, pd.DataFrame], experiment: str, scale: str, root: Path | None = None) -> list[Path]:
     """Writes tables/<scale>/<experiment>-<table>.csv and .md under `root` (results/): equal records, equal bytes."""
-    folder, paths = Path(root or results_folder()) / "tables" / scale, []
+    folder, written = Path(root or results_folder()) / "tables" / scale, []
     for name, table in tables.items():
         shown = readable(table)
         head = [f"# {experiment}, {name}, scale {scale}", "", "Mean [95 % interval] of n runs; shares in [0, 1].", ""]
         body = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
         lines = "\n".join([*head, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"
         columns = readable(table, merged=False).to_csv(index=False, lineterminator="\n")
-        for kind, content in (("md", lines), ("csv", columns)):
-            paths.append(write_atomically(folder / f"{experiment}-{name}.{kind}", content))
-    return paths
+        place = folder / f"{experiment}-{name}"
+        written += [write_atomically(f"{place}.md", lines), write_atomically(f"{place}.csv", columns)]
+    return written
 
 
 def write_all(scale: str, records: list[dict], root: Path | None = None) -> list[Path]:
     """Writes all tables of a scale, from its records among `records`."""
     own = [r for r in records if r["scale"] == scale]
     return [p for name in catalogue.RUNS for p in write(experiment_tables(name, scale, own), name, scale, root)]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ffrlib.tables", description="Write all tables of a scale.")
-    parser.add_argument("--scale", default="quick", choices=SCALES)
-    scale = parser.parse_args(arguments).scale
-    records, problems = store.load_all(scale=scale)
-    if problems:  # a damaged record is never silently left out
-        sys.exit("\n".join(problem.why for problem in problems))
-    print(*write_all(scale, records), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -25,11 +25,16 @@ from ffrlib.spec import CRITERIA, SCALES, RunSpec, base_of, key
 LEVEL, PAIRS, MOST = 0.025, 5, 100  # one-sided level of a test, fewest pairs that decide, most seeds worth naming
 SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
 WEIGHTS, CHANNELS = tables.BOTH
-HIERARCHICAL = [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH]
-FLOW = [(arm, "control", m, arm == "both") for arm in ("both", "length", "curvature") for m in tables.BOTH]
+EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
+    "H1": [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH],
+    "F1": [("both", "plain", WEIGHTS, True)],
+    "F2": [("both", "plain", CHANNELS, True)],
+    "F4": [(arm, "control", m, arm == "both") for arm in ("both", "length", "curvature") for m in tables.BOTH],
+}
 UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("cifar100", "tiny_imagenet")),
            ("H4", "resnet18_tiny", "tiny_imagenet")]  # fmt: skip
 SHARES = ("_share", "_channels", "_sparsity", "_removed", "_kernels")  # how the names of metrics end that are shares
+CITED = {"1_hgsr_criteria": "strengths", "4_ffr_flow": "strengths", "3_hgsr_pruning": "cut", "5_ffr_pruning": "cut"}
 PROSE = ("README.md", "docs/*.md", "notebooks/*.ipynb", "notebooks/*/*.ipynb", "teaching/*.md")
 VALUE = re.compile(r"<!--value:([^>]+?)-->(.*?)<!--/value-->")
 
@@ -51,16 +56,14 @@ def p_value(differences, boundary: float, above: bool) -> float:
     x = (np.asarray(differences, dtype=float) - boundary) * (1 if above else -1)
     if len(x) < 2 or np.ptp(x) < 1e-9:
         return 0.0 if len(x) > 1 and x[0] > 1e-9 else 1.0
-    return float(stats.t.sf(x.mean() / (x.std(ddof=1) / math.sqrt(len(x))), len(x) - 1))
+    return float(stats.ttest_1samp(x, 0, alternative="greater").pvalue)
 
 
 def holm(p_values: list[float]) -> list[float]:
     """Holm's adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the order given."""
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[k]))
-        adjusted[k] = running
-    return adjusted
+    ascending = pd.Series(p_values, dtype=float).sort_values()
+    adjusted = (ascending * np.arange(len(p_values), 0, -1)).cummax().clip(upper=1)
+    return adjusted.sort_index().tolist()
 
 
 def seeds_needed(x: np.ndarray, limits: tuple[float, float], parts: int) -> int:
@@ -69,9 +72,9 @@ def seeds_needed(x: np.ndarray, limits: tuple[float, float], parts: int) -> int:
     if len(x) < PAIRS:
         return PAIRS - len(x)
     distance, spread = abs(x.mean() - limits[0 if x.mean() >= limits[1] else 1]), x.std(ddof=1)
-    enough = (k for k in range(1, MOST + 1)
-              if distance * math.sqrt(len(x) + k) > spread * stats.t.isf(LEVEL / parts, len(x) + k - 1))  # fmt: skip
-    return next(enough, MOST + 1)
+    n = len(x) + np.arange(1, MOST + 1)
+    enough = distance * np.sqrt(n) > spread * stats.t.isf(LEVEL / parts, n - 1)
+    return int(enough.argmax()) + 1 if enough.any() else MOST + 1
 
 
 def judge(parts: list[Part]) -> list[dict]:
@@ -82,14 +85,16 @@ def judge(parts: list[Part]) -> list[dict]:
     for part, p_up, p_down in zip(parts, up, down):
         x = part.differences.to_numpy(dtype=float)
         mean, low, high = (None if math.isnan(v) else round(v, 3) for v in tables.interval(x))
-        verdict = "undecided"
-        if len(x) >= PAIRS:
-            good = p_up < LEVEL and x.mean() >= part.limits[1]
-            verdict = "supported" if good else "not supported" if p_down < LEVEL else verdict
-        needed = seeds_needed(x, part.limits, len(parts))
+        verdict, needed = "undecided", 0
+        if len(x) >= PAIRS and p_up < LEVEL and x.mean() >= part.limits[1]:
+            verdict = "supported"
+        elif len(x) >= PAIRS and p_down < LEVEL:
+            verdict = "not supported"
+        else:
+            needed = seeds_needed(x, part.limits, len(parts))
         out.append({"part": part.name, "decides": part.decides, "verdict": verdict, "at_least": part.limits[1],
                     "mean": mean, "low": low, "high": high, "n": len(x), "p_above": f"{p_up:.2g}",
-                    "p_below": f"{p_down:.2g}", "seeds_needed": needed if verdict == "undecided" else 0,
+                    "p_below": f"{p_down:.2g}", "seeds_needed": needed,
                     "records": [k for k in part.keys if k]})  # fmt: skip
     return out
 
@@ -116,7 +121,7 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     waiting = [j for j in deciding if j["verdict"] == "undecided"]
     seeds = max((j["seeds_needed"] for j in waiting), default=PAIRS) if verdict == "undecided" else 0
     arms = {k for j in waiting for k in j["records"]}
-    effect = weakest and {n: weakest[n] for n in ("part", "mean", "low", "high", "n")}
+    effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
             "rule": f"docs/protocol.md, {claim}", "seeds_needed": seeds, "runs_needed": seeds * max(2, len(arms)),
             "parts": judged, "records": sorted({k for j in judged for k in j["records"]})}  # fmt: skip
@@ -135,15 +140,17 @@ def compare(frame, first: str, second: str, column: str, limits, name: str, deci
     return Part(name, differences, limits, (first, second), decides)
 
 
-def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, experiment: str, pairs) -> list[Part]:
-    """H1, F1, F2, F4: (arm, other arm, sparsity, decides), each arm at its chosen strength."""
-    by_arm, plain = tables.arms(tables.unseeded(experiment, base.scale)), frame[frame["key"] == key(base)]
+def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Part]:
+    """H1, F1, F2, F4: the parts of `EQUAL_ACCURACY` on one net, each arm at its chosen strength."""
+    specs = tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", base.scale)
+    by_arm, plain = tables.arms(specs), key(base)
 
     def chosen(arm: str, measure: str) -> str:
-        runs = frame[frame["key"].isin(by_arm.get((base, arm), ()))]
-        return key(base) if arm == "plain" else tables.chosen_strength(runs, plain, measure) or ""
+        keys = by_arm.get((base, arm), ())
+        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or ""
 
-    return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in pairs]
+    asked = EQUAL_ACCURACY[claim]
+    return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in asked]
 
 
 def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
@@ -154,9 +161,8 @@ def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
         for place, keys in tables.arms(tables.unseeded(name, scale)).items():
             by_arm.setdefault(place, catalogue.middle(keys)[0])
     for (plain, arm), cell in by_arm.items():
-        runs = frame[frame["key"] == cell]
-        if arm != "plain" and tables.chosen_strength(runs, frame[frame["key"] == key(plain)], WEIGHTS):
-            contexts.setdefault(plain, {})[arm] = runs[WEIGHTS].mean()
+        if arm != "plain" and tables.chosen_strength(frame, [cell], key(plain), WEIGHTS):
+            contexts.setdefault(plain, {})[arm] = frame[frame["key"] == cell][WEIGHTS].mean()
 
     def lead(plain, first, second, decides=True):
         name = f"{first} - {second}, {plain.model} width {plain.width:g}"
@@ -222,32 +228,21 @@ def against_baselines(frame: pd.DataFrame, base: RunSpec) -> list[Part]:
     return parts
 
 
-def parts_of(claim: str, base: RunSpec, frame: pd.DataFrame) -> list[Part]:
-    """The comparisons that a claim asks for on one net (H2: on all nets of its scale)."""
-    equal = lambda experiment, pairs: at_equal_accuracy(frame, base, experiment, pairs)  # noqa: E731
-    return {
-        "H1": lambda: equal("1_hgsr_criteria", HIERARCHICAL),
-        "H2": lambda: crossing(frame, base.scale),
-        "H3": lambda: cut_by_loss(frame, "H3", base.scale),
-        "H4": lambda: cut_by_loss(frame, "H4", base.scale),
-        "F1": lambda: equal("4_ffr_flow", [("both", "plain", WEIGHTS, True)]),
-        "F2": lambda: equal("4_ffr_flow", [("both", "plain", CHANNELS, True)]),
-        "F3": lambda: against_baselines(frame, base),
-        "F4": lambda: equal("4_ffr_flow", FLOW),
-    }[claim]()
-
-
 def verdicts(records: list[dict]) -> list[dict]:
     """The verdict on every claim for each net and set of the catalogue, scales apart, and on what no run covers yet."""
     out = [entry(claim, "paper", net, data, []) for claim, net, data in UNTRIED]
     for scale, known in catalogue.BASES.items():
         frame = tables.frame_of([r for r in records if r["scale"] == scale])
         hgsr, ffr = ([known[n] for n in nets[scale]] for nets in (catalogue.HGSR_NETS, catalogue.FFR_NETS))
-        cut = tables.unseeded("3_hgsr_pruning", scale)[:1]
-        nets = {"H1": hgsr, "H2": hgsr[:1], "H3": cut, "H4": cut, **dict.fromkeys(("F1", "F2", "F3", "F4"), ffr)}
-        for claim, base in ((claim, base) for claim, bases in nets.items() for base in bases):
+        cut = tables.unseeded("3_hgsr_pruning", scale)[0]
+        asked = [("H2", hgsr[0], crossing(frame, scale))]
+        asked += [(claim, cut, cut_by_loss(frame, claim, scale)) for claim in ("H3", "H4")]
+        asked += [("F3", base, against_baselines(frame, base)) for base in ffr]
+        for claim, base in [*product(["H1"], hgsr), *product(["F1", "F2", "F4"], ffr)]:
+            asked.append((claim, base, at_equal_accuracy(frame, base, claim)))
+        for claim, base, parts in asked:
             net = "all nets and widths" if claim == "H2" else f"{base.model} {base.shortcut}".strip()
-            out.append(entry(claim, scale, net, base.data, parts_of(claim, base, frame)))
+            out.append(entry(claim, scale, net, base.data, parts))
     return sorted(out, key=lambda v: (v["claim"][0] != "H", v["claim"], SCALES.index(v["scale"])))
 
 
@@ -255,21 +250,19 @@ def verdicts(records: list[dict]) -> list[dict]:
 def values(records: list[dict], found: list[dict]) -> dict[str, str]:
     """Name -> text of each number that prose may cite, shares in percent: plain runs, every arm at the strength chosen
     for weights, every cut, the verdicts `found`; e.g. `quick.digits_digits_cnn.both.test_accuracy`."""
-    out, total = {}, {}
-    cited = {"1_hgsr_criteria": "strengths", "4_ffr_flow": "strengths", "3_hgsr_pruning": "cut", "5_ffr_pruning": "cut"}
-    for scale, (name, kind) in product(SCALES, cited.items()):
-        listed = {key(spec) for spec in catalogue.specs(scale, seeds=1)}  # a reader's own runs change no number
-        own = [r for r in records if r["scale"] == scale and r["key"] in listed]
-        total[scale] = len(own)
-        out[f"{scale}.records"], out["records"] = str(len(own)), str(sum(total.values()))
-        out[f"{scale}.minutes"] = f"{sum(r['provenance']['seconds'] for r in own) / 60:.0f}"
-        for row in tables.experiment_tables(name, scale, own)[kind].to_dict("records"):
+    own = {scale: tables.counted(records, scale) for scale in SCALES}  # a reader's own runs change no number
+    out = {"records": str(sum(map(len, own.values())))}
+    for scale, runs in own.items():
+        seconds = sum(r["provenance"]["seconds"] for r in runs)
+        out |= {f"{scale}.records": str(len(runs)), f"{scale}.minutes": f"{seconds / 60:.0f}"}
+    for scale, (name, kind) in product(SCALES, CITED.items()):
+        for row in tables.experiment_tables(name, scale, own[scale])[kind].to_dict("records"):
             place = [scale, row["net"], row["arm"]] + (["cut", row["score"], row["amount"]] if kind == "cut" else [])
             wanted = row["n"] and (kind == "cut" or row["arm"] == "plain" or "weights" in row["chosen for"])
             metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
             for metric in ["n", *metrics] if wanted else ():
-                percent = 100 if metric.endswith(SHARES) else 1
-                shown = f"{100 * row[metric]:.1f}" if percent > 1 else tables.text(metric, row[metric])
+                value = row[metric]
+                shown = f"{100 * value:.1f}" if metric.endswith(SHARES) else tables.text(metric, value)
                 out[".".join([*place, metric]).replace(", ", "_").replace(" ", "_")] = shown
     for v in found:
         place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")
@@ -338,9 +331,8 @@ def main() -> None:
     paths = write(records)
     known = json.loads(paths[-1].read_text())
     for path in prose_files():
-        text = path.read_text()
-        if refreshed(text, known) != text:
-            paths.append(write_atomically(path, refreshed(text, known)))
+        if (text := refreshed(path.read_text(), known)) != path.read_text():
+            paths.append(write_atomically(path, text))
     print(*paths, sep="\n")
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffrlib import catalogue, experiments, figures, store, tables
+from ffrlib.run import Summary
 from ffrlib.spec import CRITERIA, ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, key
 
 SWEEP = {"threshold": [1e-3, 1e-2], "sparsity": [0.1, 0.5], "zero_channels": [0, 0], "test_accuracy": [98.0, 60.0]}
@@ -216,6 +217,39 @@ def test_records_are_those_of_the_experiment_and_a_damaged_one_is_named(tmp_path
     store.record_path(base).write_text("{")
     with pytest.raises(ValueError, match=key(base)):
         experiments.records("1_hgsr_criteria", "quick")
+
+
+def test_curves_are_of_the_uncut_nets_at_their_middle_strength(hgsr, tmp_path):
+    cut = record(tmp_path, RunSpec(pruning=Pruning("l1_norm", "macs_share", 0.5)), macs=2, macs_left=1)
+    cut["curve"]["loss"] = [9.0, 9.0]
+    (ax,) = figures.curves(figures.rows([*hgsr, cut])).axes
+    assert [points.tolist() for points in lines_of(ax).values()] == [[[1.0, 2.0], [2.0, 1.0]]] * 2
+    assert sorted(texts_of(ax)) == ["GL", "plain"] and ax.get_ylabel() == figures.AXES["loss"]
+
+
+def test_the_verdict_table_shows_the_experiments_claims_of_one_scale(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    table = experiments.verdict_table("3_hgsr_pruning", "quick")
+    assert list(table["claim"]) == ["H3", "H4"] and set(table["verdict"]) == {"undecided"}
+    assert table["weakest part"].str.len().all() and table["effect (points)"].isna().all()
+    assert (table["more runs needed"] > 0).all()
+
+
+def test_verify_names_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    specs = [RunSpec(), RunSpec(weight=WeightPenalty("l1", 0.1))]
+    records, silent, said = [record(tmp_path, specs[0])], Summary(), Summary(missing=1)
+    shown = {"cells": tables.cells(specs, tables.frame_of(records), ["arm"], ["test_accuracy"])}
+    assert experiments.verify(specs, said, records, shown) == specs[1:]
+    with pytest.raises(AssertionError, match="neither has a record"):
+        experiments.verify(specs, silent, records, shown)
+    with pytest.raises(AssertionError, match="scales are mixed"):
+        experiments.verify(specs, said, [records[0] | {"scale": "laptop"}], shown)
+    for name, value in (("zeroed_test_accuracy", 100.1), ("zero_channels", -0.1)):
+        with pytest.raises(AssertionError, match=name):
+            experiments.verify(specs, said, [record(tmp_path, specs[0], **{name: value})], shown)
+    with pytest.raises(AssertionError, match="cells"):
+        experiments.verify(specs, said, records, {"cells": shown["cells"].assign(n=0)})
 
 
 def test_a_sample_keeps_no_figure(tmp_path, monkeypatch):

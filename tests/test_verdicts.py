@@ -81,6 +81,15 @@ def test_one_part(values, limits, verdict):
     assert (judged["seeds_needed"] > 0) == (verdict == "undecided")
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.floats(-1e3, 1e3))
+def test_a_constant_lead_has_no_width(values, lead):
+    rows = [(name, seed, x + more) for name, more in (("a", lead), ("b", 0)) for seed, x in enumerate(values)]
+    rows = [("a", 99, 1e6), *rows[::-1]]  # a seed that only one arm has, and any order
+    frame = pd.DataFrame(rows, columns=["key", "seed", "test_accuracy"]).assign(status="finished")
+    differences = verdicts.compare(frame, "a", "b", "test_accuracy", NOT_LOST, "a - b").differences
+    assert tables.interval(differences) == pytest.approx((lead, lead, lead), abs=1e-8)
+
+
 def test_correction_over_many_parts_can_undo_a_verdict():
     values = [1.0, 6.0, 3.0, 5.0, 4.5]
     alone, among = verdicts.judge([part(values)])[0], verdicts.judge([part(values)] * 12)[0]
