@@ -1,4 +1,4 @@
-"""Run what has no record yet: on CPU cores as single-threaded processes, on a GPU several at once, within a time limit.
+"""Run what has no record yet: on CPU cores as single-threaded processes, on a GPU several at once, or on a cluster.
 
 python -m ffrlib.run --scale paper --minutes 9 --out DIR    the next runs of the catalogue, by priority
 python -m ffrlib.run --plan --scale laptop                  what would run, and how many minutes
@@ -27,6 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ffrlib import store
+from ffrlib.cluster import on_cluster
 from ffrlib.jobs import (
     PORTABLE,
     cache_path,
@@ -166,27 +167,33 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
 
 
 def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, device: str = "",
-              minutes: float = math.inf, together: int = 0, progress: bool = True) -> Summary:  # fmt: skip
+              minutes: float = math.inf, together: int = 0, progress: bool = True,
+              scheduler: str = "") -> Summary:  # fmt: skip
     """Makes sure that every spec has a record: what is stored is reused, the rest is run.
 
     `workers`: processes on a CPU (0: one a core, single-threaded; a single run gets all cores, except on the digits).
     `device`: "cpu", "cuda" or "" (a GPU for the paper scale where there is one). `minutes`: stop cleanly before this
-    limit. With FFR_TRAIN=never nothing is run and the rest is counted as missing. Raises ValueError for a damaged
-    record, RuntimeError with one sentence when memory is short.
+    limit. `scheduler`: address of a Dask cluster whose workers do the runs (default: FFR_SCHEDULER), one each on a CPU
+    unless `device` says otherwise. With FFR_TRAIN=never nothing is run and the rest is counted as missing. Raises
+    ValueError for a damaged record, RuntimeError with one sentence when memory is short or the cluster fails.
     """
+    scheduler = scheduler or os.environ.get("FFR_SCHEDULER", "")
     deadline = time.monotonic() + 60 * minutes
     jobs, reused = jobs_of(specs, root)
     missing = [spec for base, cuts in jobs for spec in ([base] if store.lookup(base, root) is None else []) + cuts]
     if not device:
         paper = any(base.scale == "paper" for base, _ in jobs)
-        device = "cuda" if paper and torch.cuda.is_available() else "cpu"
+        device = "cuda" if paper and torch.cuda.is_available() and not scheduler else "cpu"
     choose("device", device, ("cpu", "cuda"))
     if not jobs or os.environ.get("FFR_TRAIN") == "never" or time.monotonic() >= deadline:
         return note(Summary(reused, missing=len(missing)))
+    place = scheduler or device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        with tqdm(total=len(jobs), desc=f"runs on {device}", unit="run", disable=not progress, smoothing=0.05) as bar:
-            if device == "cuda":
+        with tqdm(total=len(jobs), desc=f"runs on {place}", unit="run", disable=not progress, smoothing=0.05) as bar:
+            if scheduler:
+                on_cluster(jobs, root, scheduler, device, deadline, bar)
+            elif device == "cuda":
                 on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
                 threads = 1 if jobs[0][0].data == "digits" else workers or cores
@@ -230,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly before this many minutes")
     parser.add_argument("--device", default="", help="cpu or cuda; default: a GPU for the paper scale if there is one")
     parser.add_argument("--workers", type=int, default=0, help="processes on a CPU; default: one a core")
+    parser.add_argument("--scheduler", default="", help="address of a Dask cluster that does the runs")
     parser.add_argument("--together", type=int, default=0, help="runs at once on a GPU; default: by the net's size")
     parser.add_argument("--out", type=Path, help="store folder of its own, with records.tar.gz and checkpoints.tar.gz")
     parser.add_argument("--deterministic", action="store_true", help="equal runs on one GPU bitwise equal, but slower")
@@ -243,7 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
         specs = [s for s in catalogue.specs(given.scale, given.experiment or None) if given.model in ("", s.model)]
         if given.out:  # what the main store holds need not be made again
             specs = [s for s in specs if store.lookup(s) is None]
-        summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together)
+        summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together,
+                            scheduler=given.scheduler)  # fmt: skip
         if given.out:
             pack(given.out, "records.tar.gz", "runs")
             pack(given.out, "checkpoints.tar.gz", "cache/checkpoints")

@@ -148,10 +148,13 @@ class Problem:
     why: str
 
 
-def read(path: Path) -> dict:
-    """One verified record, its settings parsed under "spec". Raises ValueError that names the file and the fault."""
+def parse(content: bytes, path: Path | str) -> dict:
+    """The record in `content`, verified for the file `path`, its settings parsed under "spec".
+
+    Raises ValueError that names the file and the fault.
+    """
     try:
-        record = json.loads(Path(path).read_text())
+        record = json.loads(content)
         spec = from_dict(record["settings"])
         named = f"--{record['key']}-s{record['seed']}.json"
         if record["format"] != FORMAT:
@@ -162,9 +165,14 @@ def read(path: Path) -> dict:
         for part, kind in (("status", str), ("curve", dict), ("metrics", dict), ("provenance", dict)):
             if not isinstance(record.get(part), kind):
                 raise ValueError(f"it lacks {part}")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"record {path} is damaged: {error}") from error
     return record | {"spec": spec, "path": str(path), "stale": record["provenance"].get("code") != code_hash(spec)}
+
+
+def read(path: Path) -> dict:
+    """One verified record of the store. Raises ValueError as `parse` does."""
+    return parse(Path(path).read_bytes(), path)
 
 
 def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
