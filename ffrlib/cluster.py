@@ -100,7 +100,8 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
     try:
         client = Client(address, timeout=PATIENCE)
     except (OSError, ValueError) as error:
-        raise RuntimeError(f"no Dask scheduler answers at {address} ({str(error).splitlines()[0]})") from None
+        reason = (str(error).splitlines() or ["no details"])[0]
+        raise RuntimeError(f"no Dask scheduler answers at {address} ({reason})") from None
     root, until = root or results_folder(), time.time() + deadline - time.monotonic()
     with client:
         running = {}

@@ -16,11 +16,11 @@ import sys
 import tarfile
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -73,11 +73,10 @@ def jobs_of(specs: list[RunSpec], root=None) -> tuple[list[Job], int]:
     jobs: dict[RunSpec, list[RunSpec]] = {}
     reused = 0
     for spec in dict.fromkeys(specs):
-        known = store.lookup(spec, root)
-        if known is not None and not (known["stale"] and os.environ.get("FFR_STALE") == "rerun"):
-            reused += 1
-            continue
-        if known is not None:
+        if known := store.lookup(spec, root):
+            if not known["stale"] or os.environ.get("FFR_STALE") != "rerun":
+                reused += 1
+                continue
             Path(known["path"]).unlink()
         cuts = jobs.setdefault(base_of(spec), [])
         if spec != base_of(spec):
@@ -106,15 +105,14 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
                 running = {pool.submit(run_job, *job, root, "cpu", 1, deadline): job for job in waiting}
             waiting = []
             try:
-                while running:
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        base, cuts = running.pop(future)
-                        try:
-                            future.result()
-                            bar.update(1)
-                            tries = 0
-                        except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
-                            waiting.append((base, [c for c in cuts if store.lookup(c, root) is None]))
+                for future in as_completed(running):
+                    base, cuts = running[future]
+                    try:
+                        future.result()
+                        bar.update(1)
+                        tries = 0
+                    except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
+                        waiting.append((base, [c for c in cuts if store.lookup(c, root) is None]))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in multiprocessing.active_children():
@@ -128,22 +126,16 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
             )
 
 
-def of_one_shape(spec: RunSpec) -> tuple:
-    """What runs must share to train side by side on a GPU."""
-    return spec.data, spec.train_size, spec.model, spec.shortcut, spec.width, spec.init, spec.recipe
-
-
-def show_epoch(bar, trainer) -> None:
-    bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
-
-
 def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
     """Runs jobs in groups of equal data, net and recipe, each group at once on the card."""
-    waiting = list(jobs)
+    shape, waiting = attrgetter("data", "train_size", "model", "shortcut", "width", "init", "recipe"), list(jobs)
+
+    def show_epoch(trainer) -> None:
+        bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
+
     while waiting and time.monotonic() < deadline:
         first = waiting[0][0]
-        group = [job for job in waiting if of_one_shape(job[0]) == of_one_shape(first)]
-        group = group[: together or TOGETHER.get(first.model, 8)]
+        group = [job for job in waiting if shape(job[0]) == shape(first)][: together or TOGETHER.get(first.model, 8)]
         waiting = [job for job in waiting if job not in group]
         images = images_of(first, device)
         new = [job for job in group if needs_training(*job, root)]
@@ -151,9 +143,7 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
         trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
         paths = [cache_path("checkpoints", s, root) for s, _ in new]
 
-        trained = train_together(
-            trainers, paths, deadline=deadline, report=partial(show_epoch, bar), must_finish=not portable(first)
-        )
+        trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first))
         for (spec, cuts), result in zip(new, trained):
             if result.status != "paused":
                 stacking = f"streams:{len(new)}" + (", compiled" if compiled else "")
