@@ -3,7 +3,9 @@ SCALE ?= quick
 WORKERS ?= 0
 SEEDS ?=
 STALE ?=
+SCHEDULER ?=
 export FFR_STALE := $(STALE)
+export FFR_SCHEDULER := $(SCHEDULER)
 
 # `make test PY=python` uses an environment of your own and sets nothing up.
 ifeq ($(origin PY),undefined)
@@ -18,7 +20,8 @@ NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/lessons)
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
-	@echo "Variables: SCALE=quick|laptop|paper, WORKERS=n (0: one a core), SEEDS=n, STALE=rerun, PY=python, PYTHON=python3.x"
+	@echo "Variables: SCALE=quick|laptop|paper, WORKERS=n (0: one a core), SEEDS=n, STALE=rerun, PY=python, PYTHON=python3.x,"
+	@echo "  SCHEDULER=tcp://host:8786 (runs on a Dask cluster, see docs/cluster.md)"
 
 # Done once; again only when the lock file changes. The .pth file makes `import ffrlib` work in every notebook.
 .venv/installed: requirements.lock

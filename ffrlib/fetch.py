@@ -100,10 +100,11 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
                 made, place = get(source, Path(scratch)), target / source.folder
                 if wrong := problem(name, made):
                     raise OSError(wrong)
-                if not place.exists():
-                    return made.rename(place)
-                for entry in made.iterdir():  # a damaged copy is repaired file by file
-                    entry.replace(place / entry.name)
+                try:
+                    made.rename(place)
+                except OSError:  # a copy lies there: made meanwhile by another process, or damaged; that is repaired
+                    for entry in made.iterdir() if problem(name, place) else ():
+                        entry.replace(place / entry.name)
                 return place
         except (OSError, http.client.HTTPException, subprocess.SubprocessError, ValueError) as error:
             tried.append(f"{how}: {error}")

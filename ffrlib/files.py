@@ -20,8 +20,7 @@ def write_atomically(path: Path | str, content: bytes | str | Callable) -> Path:
 
     Raises OSError (disk full, read-only folder) with the path in its message; the old file is then untouched.
     """
-    path = Path(path)
-    name = None
+    path, name = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -35,8 +34,8 @@ def write_atomically(path: Path | str, content: bytes | str | Callable) -> Path:
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException as error:
-        if name is not None and os.path.exists(name):
-            os.unlink(name)
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(error.errno, f"{error.strerror}; nothing was written", str(path)) from error
         raise

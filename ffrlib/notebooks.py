@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import papermill
@@ -23,18 +24,6 @@ from ffrlib.spec import SCALES, choose, require
 EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
 BUILD = REPOSITORY / "build"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-
-
-@contextlib.contextmanager
-def environment(**values: str):
-    """Set environment variables for the kernels started meanwhile, and put the old ones back."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def declared(path: Path | str) -> dict[str, type]:
@@ -67,39 +56,34 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
     out.parent.mkdir(parents=True, exist_ok=True)
     # No kernel folders: one that the user has installed as python3 would run another Python. Unix sockets rather than
     # ports: kernels that start side by side can pick the same port. The sockets lie in a folder that goes afterwards.
-    paths = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    with environment(PYTHONPATH=paths, FFR_RUNNER="papermill"), tempfile.TemporaryDirectory() as sockets:
+    values = {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "FFR_RUNNER": "papermill"}
+    with patch.dict(os.environ, values), tempfile.TemporaryDirectory() as sockets:
         reach = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
-        manager = AsyncKernelManager(
-            kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **reach
-        )
+        manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **reach)
         papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
                                    language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
     return out
 
 
-def execute_all(parameters: dict, out: Path | None = None) -> dict[str, int]:
+def execute_all(parameters: dict, out: Path | None = None) -> Counter:
     """Run every experiment notebook in name order, each with those of the parameters that it declares.
 
     Returns the sums of what their calls of `ffrlib.run.run_specs` report. Raises FileNotFoundError without a notebook.
     """
     paths, out = sorted(EXPERIMENTS.glob("*.ipynb")), out or BUILD / "notebooks"
+    quick = parameters.get("scale") == "quick"
     if not paths:
         raise FileNotFoundError(f"there is no notebook in {EXPERIMENTS}")
     (summary := out / "summary.jsonl").unlink(missing_ok=True)
     for number, path in enumerate(paths, 1):
         print(f"[{number}/{len(paths)}] {path.name}", flush=True)
         wanted = {name: value for name, value in parameters.items() if name in declared(path)}
-        first = number == 1 and parameters.get("scale") == "quick"  # makes the runs of all: they are short and many
-        ahead = {"FFR_AHEAD": "quick"} if first else {}
-        with environment(FFR_SUMMARY=str(summary), **ahead):
+        first = number == 1 and quick  # makes the runs of all: they are short and many
+        with patch.dict(os.environ, {"FFR_SUMMARY": str(summary)} | ({"FFR_AHEAD": "quick"} if first else {})):
             execute(path, wanted, out / path.name)
-    totals = {"reused": 0, "trained": 0, "diverged": 0, "missing": 0}
-    reports = [json.loads(line) for line in summary.read_text().splitlines()] if summary.exists() else []
-    if parameters.get("scale") == "quick":  # the first has reported the runs of all
-        reports[1:] = [report | {"reused": 0} for report in reports[1:]]
-    for report in reports:
-        totals = {name: count + report.get(name, 0) for name, count in totals.items()}
+    totals = Counter()
+    for number, line in enumerate(summary.read_text().splitlines() if summary.exists() else []):
+        totals.update(json.loads(line) | ({"reused": 0} if quick and number else {}))  # the first reports those of all
     return totals
 
 
@@ -114,13 +98,12 @@ def main(arguments: list[str] | None = None) -> int:
     choose("--scale", given.scale, SCALES)
     parameters = {"scale": given.scale, "workers": given.workers} | ({"seeds": given.seeds} if given.seeds else {})
     fresh = BUILD / given.task if given.task in ("replicate", "sample") else None
-    values = {"FFR_TRAIN": "never"} if given.task == "tables" else {}
+    values = {"tables": {"FFR_TRAIN": "never"}, "sample": {"FFR_SAMPLE": "1"}}.get(given.task, {})
     if fresh:
         shutil.rmtree(fresh, ignore_errors=True)  # trained from nothing, and kept afterwards for who wants to look
         parameters["scale"] = "quick"
-        values = {"FFR_RESULTS": str(fresh / "results"), "FFR_PICTURES": "never"}
-        values |= {"FFR_SAMPLE": "1"} if given.task == "sample" else {}
-    with environment(**values):
+        values |= {"FFR_RESULTS": str(fresh / "results"), "FFR_PICTURES": "never"}
+    with patch.dict(os.environ, values):
         totals = execute_all(parameters, fresh and fresh / "notebooks")
     # Only here: regenerating what speaks of all records at once is no business of a single notebook.
     from ffrlib import check, figures, store, verdicts

@@ -1,4 +1,4 @@
-"""Run what has no record yet: on CPU cores as single-threaded processes, on a GPU several at once, within a time limit.
+"""Run what has no record yet: on CPU cores as single-threaded processes, on a GPU several at once, or on a cluster.
 
 python -m ffrlib.run --scale paper --minutes 9 --out DIR    the next runs of the catalogue, by priority
 python -m ffrlib.run --plan --scale laptop                  what would run, and how many minutes
@@ -16,17 +16,18 @@ import sys
 import tarfile
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from ffrlib import store
+from ffrlib.cluster import on_cluster
 from ffrlib.jobs import (
     PORTABLE,
     cache_path,
@@ -73,11 +74,10 @@ def jobs_of(specs: list[RunSpec], root=None) -> tuple[list[Job], int]:
     jobs: dict[RunSpec, list[RunSpec]] = {}
     reused = 0
     for spec in dict.fromkeys(specs):
-        known = store.lookup(spec, root)
-        if known is not None and not (known["stale"] and os.environ.get("FFR_STALE") == "rerun"):
-            reused += 1
-            continue
-        if known is not None:
+        if known := store.lookup(spec, root):
+            if not known["stale"] or os.environ.get("FFR_STALE") != "rerun":
+                reused += 1
+                continue
             Path(known["path"]).unlink()
         cuts = jobs.setdefault(base_of(spec), [])
         if spec != base_of(spec):
@@ -106,15 +106,14 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
                 running = {pool.submit(run_job, *job, root, "cpu", 1, deadline): job for job in waiting}
             waiting = []
             try:
-                while running:
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        base, cuts = running.pop(future)
-                        try:
-                            future.result()
-                            bar.update(1)
-                            tries = 0
-                        except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
-                            waiting.append((base, [c for c in cuts if store.lookup(c, root) is None]))
+                for future in as_completed(running):
+                    base, cuts = running[future]
+                    try:
+                        future.result()
+                        bar.update(1)
+                        tries = 0
+                    except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
+                        waiting.append((base, [c for c in cuts if store.lookup(c, root) is None]))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in multiprocessing.active_children():
@@ -128,22 +127,16 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
             )
 
 
-def of_one_shape(spec: RunSpec) -> tuple:
-    """What runs must share to train side by side on a GPU."""
-    return spec.data, spec.train_size, spec.model, spec.shortcut, spec.width, spec.init, spec.recipe
-
-
-def show_epoch(bar, trainer) -> None:
-    bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
-
-
 def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
     """Runs jobs in groups of equal data, net and recipe, each group at once on the card."""
-    waiting = list(jobs)
+    shape, waiting = attrgetter("data", "train_size", "model", "shortcut", "width", "init", "recipe"), list(jobs)
+
+    def show_epoch(trainer) -> None:
+        bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
+
     while waiting and time.monotonic() < deadline:
         first = waiting[0][0]
-        group = [job for job in waiting if of_one_shape(job[0]) == of_one_shape(first)]
-        group = group[: together or TOGETHER.get(first.model, 8)]
+        group = [job for job in waiting if shape(job[0]) == shape(first)][: together or TOGETHER.get(first.model, 8)]
         waiting = [job for job in waiting if job not in group]
         images = images_of(first, device)
         new = [job for job in group if needs_training(*job, root)]
@@ -151,9 +144,7 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
         trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
         paths = [cache_path("checkpoints", s, root) for s, _ in new]
 
-        trained = train_together(
-            trainers, paths, deadline=deadline, report=partial(show_epoch, bar), must_finish=not portable(first)
-        )
+        trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first))
         for (spec, cuts), result in zip(new, trained):
             if result.status != "paused":
                 stacking = f"streams:{len(new)}" + (", compiled" if compiled else "")
@@ -167,27 +158,33 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
 
 
 def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, device: str = "",
-              minutes: float = math.inf, together: int = 0, progress: bool = True) -> Summary:  # fmt: skip
+              minutes: float = math.inf, together: int = 0, progress: bool = True,
+              scheduler: str = "") -> Summary:  # fmt: skip
     """Makes sure that every spec has a record: what is stored is reused, the rest is run.
 
     `workers`: processes on a CPU (0: one a core, single-threaded; a single run gets all cores, except on the digits).
     `device`: "cpu", "cuda" or "" (a GPU for the paper scale where there is one). `minutes`: stop cleanly before this
-    limit. With FFR_TRAIN=never nothing is run and the rest is counted as missing. Raises ValueError for a damaged
-    record, RuntimeError with one sentence when memory is short.
+    limit. `scheduler`: address of a Dask cluster whose workers do the runs (default: FFR_SCHEDULER), one each on a CPU
+    unless `device` says otherwise. With FFR_TRAIN=never nothing is run and the rest is counted as missing. Raises
+    ValueError for a damaged record, RuntimeError with one sentence when memory is short or the cluster fails.
     """
+    scheduler = scheduler or os.environ.get("FFR_SCHEDULER", "")
     deadline = time.monotonic() + 60 * minutes
     jobs, reused = jobs_of(specs, root)
     missing = [spec for base, cuts in jobs for spec in ([base] if store.lookup(base, root) is None else []) + cuts]
     if not device:
         paper = any(base.scale == "paper" for base, _ in jobs)
-        device = "cuda" if paper and torch.cuda.is_available() else "cpu"
+        device = "cuda" if paper and torch.cuda.is_available() and not scheduler else "cpu"
     choose("device", device, ("cpu", "cuda"))
     if not jobs or os.environ.get("FFR_TRAIN") == "never" or time.monotonic() >= deadline:
         return note(Summary(reused, missing=len(missing)))
+    place = scheduler or device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        with tqdm(total=len(jobs), desc=f"runs on {device}", unit="run", disable=not progress, smoothing=0.05) as bar:
-            if device == "cuda":
+        with tqdm(total=len(jobs), desc=f"runs on {place}", unit="run", disable=not progress, smoothing=0.05) as bar:
+            if scheduler:
+                on_cluster(jobs, root, scheduler, device, deadline, bar)
+            elif device == "cuda":
                 on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
                 threads = 1 if jobs[0][0].data == "digits" else workers or cores
@@ -231,6 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly before this many minutes")
     parser.add_argument("--device", default="", help="cpu or cuda; default: a GPU for the paper scale if there is one")
     parser.add_argument("--workers", type=int, default=0, help="processes on a CPU; default: one a core")
+    parser.add_argument("--scheduler", default="", help="address of a Dask cluster that does the runs")
     parser.add_argument("--together", type=int, default=0, help="runs at once on a GPU; default: by the net's size")
     parser.add_argument("--out", type=Path, help="store folder of its own, with records.tar.gz and checkpoints.tar.gz")
     parser.add_argument("--deterministic", action="store_true", help="equal runs on one GPU bitwise equal, but slower")
@@ -244,7 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
         specs = [s for s in catalogue.specs(given.scale, given.experiment or None) if given.model in ("", s.model)]
         if given.out:  # what the main store holds need not be made again
             specs = [s for s in specs if store.lookup(s) is None]
-        summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together)
+        summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together,
+                            scheduler=given.scheduler)  # fmt: skip
         if given.out:
             pack(given.out, "records.tar.gz", "runs")
             pack(given.out, "checkpoints.tar.gz", "cache/checkpoints")

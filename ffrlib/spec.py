@@ -4,15 +4,14 @@ A run's key hashes only the settings that differ from their defaults, so a new s
 therefore never changes its meaning: new behaviour is a new value. The seed is outside the key.
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: the types of the fields are read as types.
 import difflib
-import functools
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 SCALES = ("quick", "laptop", "paper")
 DATA = ("digits", "cifar10", "cifar100", "tiny_imagenet", "stl10")
@@ -33,6 +32,18 @@ SCORES = (
     "magnitude", *CRITERIA[1:],
 )  # fmt: skip
 BUDGETS = ("threshold", "channel_share", "macs_share", "parameter_share", "loss_tolerance", "weight_share")
+CHOICES = {  # what a setting may be, whatever the others are
+    "data": DATA, "model": MODELS, "scale": SCALES, "init": ("default", "published"),
+    "recipe.schedule": ("cosine", "step", "constant", "one_cycle"), "recipe.augment": ("none", "crop_flip"),
+    "recipe.precision": ("auto", "float32", "bfloat16", "float64"),
+    "weight.name": ("none", "network_slimming", *CRITERIA), "weight.grouping": ("feature", "neuron"),
+    "weight.second": CRITERIA, "weight.update": ("subgradient", "proximal"),
+    "flow.norm": ("l1", "l2", "squared_l2"), "flow.curvature_kind": ("second_difference", "angle"),
+    "flow.reduction": ("mean", "sum"), "flow.transition": ("skip", "pool_pad", "shortcut"),
+    "flow.tap": ("default", *TAPS), "activation.tap": ("default", *TAPS),
+}  # fmt: skip
+NOT_NEGATIVE = ("recipe.lr", "recipe.weight_decay", "recipe.gamma", "weight.strength", "flow.length", "flow.curvature",
+                "activation.strength")  # fmt: skip
 
 
 def choose(what: str, value: Any, allowed) -> None:
@@ -140,35 +151,30 @@ class RunSpec:
         validate(self)
 
 
-@functools.cache
-def _types(cls) -> dict:
-    return get_type_hints(cls)
-
-
 def _check_types(settings, where: str) -> None:
     """Every field has the type it declares (an int is taken for a float; a bool never for a number)."""
-    for name, kind in _types(type(settings)).items():
-        value = getattr(settings, name)
+    for f in fields(settings):
+        name, value, kind = where + f.name, getattr(settings, f.name), f.type
         if is_dataclass(kind):
-            require(isinstance(value, kind), f"{where}{name}", value, f"a {kind.__name__}")
+            require(isinstance(value, kind), name, value, f"a {kind.__name__}")
             _check_types(value, f"{name}.")
         elif kind in (int, float):
             good = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-            require(good and math.isfinite(value), f"{where}{name}", value, f"a finite {kind.__name__}")
+            require(good and math.isfinite(value), name, value, f"a finite {kind.__name__}")
         elif kind in (bool, str):
-            require(isinstance(value, kind), f"{where}{name}", value, f"a {kind.__name__}")
+            require(isinstance(value, kind), name, value, f"a {kind.__name__}")
         else:
             good = isinstance(value, tuple) and all(isinstance(v, float) for v in value)
-            require(good, f"{where}{name}", value, "a tuple of floats")
+            require(good, name, value, "a tuple of floats")
 
 
 def validate(spec: RunSpec) -> None:
     """Raise ValueError in one sentence for the first setting that is not allowed."""
     _check_types(spec, "")
-    choose("data", spec.data, DATA)
-    choose("model", spec.model, MODELS)
-    choose("scale", spec.scale, SCALES)
-    choose("init", spec.init, ("default", "published"))
+    for name, allowed in CHOICES.items():
+        choose(name, attrgetter(name)(spec), allowed)
+    for name in NOT_NEGATIVE:
+        require(attrgetter(name)(spec) >= 0, name, attrgetter(name)(spec), "0 or more")
     choose("shortcut", spec.shortcut, ("A", "B") if spec.model in CIFAR_RESNETS else ("",))
     require((spec.data == "digits") == (spec.model == "digits_cnn"), "model", spec.model,
             "digits_cnn for the digits, any other for the colour sets")  # fmt: skip
@@ -179,38 +185,19 @@ def validate(spec: RunSpec) -> None:
     require(spec.train_size >= 0, "train_size", spec.train_size, "0 (all) or a number of images")
     require(0 <= spec.seed < 2**31, "seed", spec.seed, "0 to 2147483647")
     r, w, f, p = spec.recipe, spec.weight, spec.flow, spec.pruning
-    choose("recipe.schedule", r.schedule, ("cosine", "step", "constant", "one_cycle"))
-    choose("recipe.augment", r.augment, ("none", "crop_flip"))
-    choose("recipe.precision", r.precision, ("auto", "float32", "bfloat16", "float64"))
     least = 0 if spec.init == "published" else 1
     require(r.epochs >= least, "recipe.epochs", r.epochs, f"{least} or more")
     require(r.batch_size >= 1, "recipe.batch_size", r.batch_size, "1 or more")
     require(0 <= r.momentum < 1, "recipe.momentum", r.momentum, "0 to less than 1")
-    for name in ("lr", "weight_decay", "gamma"):
-        require(getattr(r, name) >= 0, f"recipe.{name}", getattr(r, name), "0 or more")
     require(all(0 < m < 1 for m in r.milestones), "recipe.milestones", r.milestones, "shares between 0 and 1")
-    choose("weight.name", w.name, ("none", "network_slimming", *CRITERIA))
-    choose("weight.grouping", w.grouping, ("feature", "neuron"))
-    choose("weight.second", w.second, CRITERIA)
-    choose("weight.update", w.update, ("subgradient", "proximal"))
-    require(w.strength >= 0, "weight.strength", w.strength, "0 or more")
     require((w.name == "none") == (w.strength == 0), "weight.strength", w.strength,
             "above 0 with a named penalty, 0 without one")  # fmt: skip
     require(0 <= w.mix <= 1, "weight.mix", w.mix, "0 to 1")
     if w.update == "proximal":
-        choose("weight.name with update 'proximal'", w.name, ("l1", "group_lasso", "exclusive_sparsity"))
+        closed = ("l1", "group_lasso", "exclusive_sparsity")
+        choose("weight.name with update 'proximal'", w.name, closed)
         if w.mix < 1:  # a closed form exists for l1 and for l1 with one other
-            others = ("l1", w.name) if w.name != "l1" else ("l1", "group_lasso", "exclusive_sparsity")
-            choose("weight.second with update 'proximal'", w.second, others)
-    choose("flow.norm", f.norm, ("l1", "l2", "squared_l2"))
-    choose("flow.curvature_kind", f.curvature_kind, ("second_difference", "angle"))
-    choose("flow.reduction", f.reduction, ("mean", "sum"))
-    choose("flow.transition", f.transition, ("skip", "pool_pad", "shortcut"))
-    for name, value in (("flow.length", f.length), ("flow.curvature", f.curvature),
-                        ("activation.strength", spec.activation.strength)):  # fmt: skip
-        require(value >= 0, name, value, "0 or more")
-    choose("flow.tap", f.tap, ("default", *TAPS))
-    choose("activation.tap", spec.activation.tap, ("default", *TAPS))
+            choose("weight.second with update 'proximal'", w.second, closed if w.name == "l1" else ("l1", w.name))
     if spec.activation.strength and (f.length or f.curvature):  # one pass through the net taps it once
         choose("activation.tap beside a flow penalty", spec.activation.tap, (f.tap,))
     if p.score == "none":
@@ -244,32 +231,26 @@ def non_defaults(settings) -> dict:
     for f in fields(settings):
         value = getattr(settings, f.name)
         if is_dataclass(value):
-            value = non_defaults(value)
-            if value:
-                out[f.name] = value
-        elif f.name != "seed" and (f.default is MISSING or value != f.default):
-            out[f.name] = float(value) if f.type == "float" else value
+            if inner := non_defaults(value):
+                out[f.name] = inner
+        elif f.name != "seed" and value != f.default:
+            out[f.name] = float(value) if isinstance(f.default, float) else value
     return out
 
 
-def from_dict(settings: dict) -> RunSpec:
-    """The RunSpec of nested plain values; missing ones take their defaults, unknown ones raise ValueError."""
+def from_dict(settings: dict, kind: type = RunSpec, where: str = "") -> RunSpec:
+    """The RunSpec of nested plain values; missing ones take their defaults, unknown ones raise ValueError.
 
-    def build(cls, given: dict, where: str):
-        require(isinstance(given, dict), f"settings {where}".rstrip(" ."), given, "names and values")
-        known = {f.name: f for f in fields(cls)}
-        hints = _types(cls)
-        values = {}
-        for name, value in given.items():
-            choose(f"setting {where}{name!s}: its name", name, known)
-            if is_dataclass(hints[name]):
-                value = build(hints[name], value, f"{where}{name}.")
-            elif isinstance(value, list):
-                value = tuple(value)
-            values[name] = value
-        return cls(**values)
-
-    return build(RunSpec, settings, "")
+    `kind` and `where` are for the bundles inside: their class, and their name with a dot.
+    """
+    require(isinstance(settings, dict), f"settings {where}".rstrip(" ."), settings, "names and values")
+    known, values = {f.name: f.type for f in fields(kind)}, {}
+    for name, value in settings.items():
+        choose(f"setting {where}{name!s}: its name", name, known)
+        if is_dataclass(known[name]):
+            value = from_dict(value, known[name], f"{where}{name}.")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def key(spec: RunSpec) -> str:

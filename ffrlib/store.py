@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ from ffrlib.files import REPOSITORY, results_folder, write_atomically
 from ffrlib.spec import CIFAR_RESNETS, RunSpec, from_dict, key, to_dict
 
 FORMAT = 1
+Problem = namedtuple("Problem", "path why")  # a record that cannot be used, and why
 SHORT = {"group_lasso": "gl", "exclusive_sparsity": "es", "group_l12": "gl12", "network_slimming": "slimming",
          "hierarchical_squared_": "hsq-", "hierarchical_square_rooted_": "hsr-"}  # fmt: skip
 
 
 def penalties_label(spec: RunSpec) -> str:
     """The penalties and strengths of a run as a short file name part, e.g. `hsq-gl12-feature-0.001`."""
-    w, f, a, parts = spec.weight, spec.flow, spec.activation, []
+    w, f, a, p, parts = spec.weight, spec.flow, spec.activation, spec.pruning, []
     if w.name != "none":
         name = w.name
         for long, short in SHORT.items():
@@ -36,17 +38,15 @@ def penalties_label(spec: RunSpec) -> str:
         parts.append(f"flow-{f.length:.3g}-{f.curvature:.3g}")
     if a.strength:
         parts.append(f"activation-{a.strength:.3g}")
-    if spec.pruning.score != "none":
-        p = spec.pruning
+    if p.score != "none":
         parts.append(f"cut-{p.score}-{p.budget}-{p.amount:.3g}".replace("_", "-"))
     return "+".join(parts) or "plain"
 
 
 def record_path(spec: RunSpec, root: Path | None = None) -> Path:
     """Where a record lies: `runs/<scale>/<data>-<model>/<penalties>--<key>-s<seed>.json` under the store."""
-    net = f"{spec.model}{spec.shortcut.lower()}"
-    root = Path(root) if root else results_folder()
-    return root / "runs" / spec.scale / f"{spec.data}-{net}" / f"{penalties_label(spec)}--{key(spec)}-s{spec.seed}.json"
+    folder = Path(root or results_folder()) / "runs" / spec.scale / f"{spec.data}-{spec.model}{spec.shortcut.lower()}"
+    return folder / f"{penalties_label(spec)}--{key(spec)}-s{spec.seed}.json"
 
 
 # -- what made a record ------------------------------------------------------------------------------------------------
@@ -82,8 +82,7 @@ def code_hash(spec: RunSpec) -> str:
 @functools.cache
 def _commit() -> tuple[str, bool | None]:
     def git(*words):
-        command = ["git", *words]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(["git", *words], cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
 
     try:  # results themselves do not make the code dirty
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "ffrlib", "notebooks/experiments"))
@@ -119,14 +118,14 @@ def provenance(spec: RunSpec, device, dtype: torch.dtype, stacking: str, digest:
 
 
 # -- writing and reading -----------------------------------------------------------------------------------------------
-def tidy(value, digits: int = 6):
-    """Numbers rounded to `digits` significant ones, non-finite ones as text, nested; so that records stay small."""
+def tidy(value):
+    """Numbers rounded to six significant digits, non-finite ones as text, nested; so that records stay small."""
     if isinstance(value, dict):
-        return {name: tidy(v, digits) for name, v in value.items()}
+        return {name: tidy(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [tidy(v, digits) for v in value]
+        return [tidy(v) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if np.isfinite(value) else str(value)
+        return float(f"{value:.6g}") if np.isfinite(value) else str(value)
     return value
 
 
@@ -140,18 +139,13 @@ def save(spec: RunSpec, status: str, curve: dict, metrics: dict, made: dict, roo
     return write_atomically(record_path(spec, root), text.replace(',"', ',\n"') + "\n")  # one setting a line
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A record that cannot be used, and why."""
+def parse(content: bytes, path: Path | str) -> dict:
+    """The record in `content`, verified for the file `path`, its settings parsed under "spec".
 
-    path: str
-    why: str
-
-
-def read(path: Path) -> dict:
-    """One verified record, its settings parsed under "spec". Raises ValueError that names the file and the fault."""
+    Raises ValueError that names the file and the fault.
+    """
     try:
-        record = json.loads(Path(path).read_text())
+        record = json.loads(content)
         spec = from_dict(record["settings"])
         named = f"--{record['key']}-s{record['seed']}.json"
         if record["format"] != FORMAT:
@@ -162,9 +156,14 @@ def read(path: Path) -> dict:
         for part, kind in (("status", str), ("curve", dict), ("metrics", dict), ("provenance", dict)):
             if not isinstance(record.get(part), kind):
                 raise ValueError(f"it lacks {part}")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"record {path} is damaged: {error}") from error
     return record | {"spec": spec, "path": str(path), "stale": record["provenance"].get("code") != code_hash(spec)}
+
+
+def read(path: Path) -> dict:
+    """One verified record of the store. Raises ValueError as `parse` does."""
+    return parse(Path(path).read_bytes(), path)
 
 
 def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
@@ -176,7 +175,7 @@ def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
 def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[dict], list[Problem]]:
     """All records (of one scale), in the order of their paths, and the problems met."""
     records, problems = [], []
-    for path in sorted((Path(root) if root else results_folder()).glob(f"runs/{scale or '*'}/*/*.json")):
+    for path in sorted(Path(root or results_folder()).glob(f"runs/{scale or '*'}/*/*.json")):
         try:
             records.append(read(path))
         except ValueError as error:
@@ -188,30 +187,25 @@ def frame(records: list[dict]) -> pd.DataFrame:
     """One row a record: settings with dotted names (`weight.strength`), scalar metrics, key, seed, status, path."""
     rows = []
     for record in records:
-        row = {}
-        for name, value in record["settings"].items():
-            row |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-        row |= {name: value for name, value in record["metrics"].items() if not isinstance(value, (dict, list))}
-        rows.append(row | {name: record[name] for name in ("key", "seed", "scale", "status", "stale", "path")})
-    return pd.DataFrame(rows)
+        numbers = {name: value for name, value in record["metrics"].items() if not isinstance(value, (dict, list))}
+        more = {name: record[name] for name in ("key", "seed", "scale", "status", "stale", "path")}
+        rows.append(record["settings"] | numbers | more)
+    return pd.json_normalize(rows)
 
 
 def write_index(root: Path | None = None) -> Path:
     """Regenerates INDEX.md: one line a record with its main numbers, by scale and net."""
-    root = Path(root) if root else results_folder()
+    root = Path(root or results_folder())
     records, problems = load_all(root)
     lines = ["# Index of run records", "", f"{len(records)} records. Generated; do not edit.", ""]
-    group = None
-    for record in records:
-        path = Path(record["path"]).relative_to(root)
-        if path.parent != group:
-            group = path.parent
-            lines += ["", f"## {group.as_posix().removeprefix('runs/')}", ""]
-            lines += ["| record | status | test accuracy | sparsity | seconds |", "|---|---|---|---|---|"]
-        m = record["metrics"]
-        sparsity = f"{100 * m['unstructured_sparsity']:.1f} %" if "unstructured_sparsity" in m else ""
-        accuracy = f"{m['test_accuracy']:.2f}" if "test_accuracy" in m else ""
-        numbers = f"{record['status']} | {accuracy} | {sparsity} | {record['provenance']['seconds']}"
-        lines.append(f"| [{path.stem}]({path.as_posix()}) | {numbers} |")
+    for folder, group in itertools.groupby(records, lambda record: Path(record["path"]).parent.relative_to(root)):
+        lines += ["", f"## {folder.as_posix().removeprefix('runs/')}", ""]
+        lines += ["| record | status | test accuracy | sparsity | seconds |", "|---|---|---|---|---|"]
+        for record in group:
+            path, m = Path(record["path"]), record["metrics"]
+            sparsity = f"{100 * m['unstructured_sparsity']:.1f} %" if "unstructured_sparsity" in m else ""
+            accuracy = f"{m['test_accuracy']:.2f}" if "test_accuracy" in m else ""
+            numbers = f"{record['status']} | {accuracy} | {sparsity} | {record['provenance']['seconds']}"
+            lines.append(f"| [{path.stem}]({(folder / path.name).as_posix()}) | {numbers} |")
     lines += [f"| damaged: {p.path} | {p.why} | | | |" for p in problems]
     return write_atomically(root / "INDEX.md", "\n".join(lines) + "\n")

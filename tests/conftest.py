@@ -39,6 +39,6 @@ def colours() -> data.ImageSet:
 def results(tmp_path, monkeypatch):
     """An empty results store, which is also the default one during the test."""
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path / "results"))
-    for name in ("FFR_TRAIN", "FFR_STALE", "FFR_SUMMARY", "FFR_RUNNER"):
+    for name in ("FFR_TRAIN", "FFR_STALE", "FFR_SUMMARY", "FFR_RUNNER", "FFR_SCHEDULER"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "results"

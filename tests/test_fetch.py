@@ -153,6 +153,21 @@ def test_a_broken_download_leaves_nothing(repository, monkeypatch):
     assert list((repository / "data" / "raw").iterdir()) == []
 
 
+def test_two_processes_may_fetch_the_same_set(repository, monkeypatch):
+    """While this one downloads, another has finished; in the way of a folder with folders a rename would fail."""
+    place = repository / "data" / "raw" / "tiny-imagenet-200"
+    content = archive_of({"wnids.txt": b"n01\n", "val/val_annotations.txt": b""}, place.name, "zip")
+    monkeypatch.setitem(fetch.SOURCES, "tiny_imagenet", fetch.SOURCES["tiny_imagenet"]._replace(md5=md5(content)))
+
+    def reply(url, timeout):
+        put(place / "val", {"val_annotations.txt": b""})
+        (place / "wnids.txt").write_bytes(b"the other's")
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", reply)
+    assert fetch.locate("tiny_imagenet") == place and (place / "wnids.txt").read_bytes() == b"the other's"
+
+
 def test_zip_archives(repository, monkeypatch):
     files = {"wnids.txt": b"n01\n", "val/val_annotations.txt": b""}
     content = archive_of(files, "tiny-imagenet-200", "zip")

@@ -22,7 +22,8 @@ def pins():
 
 def test_everything_the_package_needs_is_pinned(pins):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"] + project["optional-dependencies"]["test"]
+    optional = project["optional-dependencies"]
+    needed = project["dependencies"] + optional["test"] + optional["cluster"]  # tests/test_cluster.py needs the latter
     assert {name_of(line) for line in needed} <= {name_of(line) for line in pins}
     assert project["requires-python"] == ">=3.11,<3.13"
 

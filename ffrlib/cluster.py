@@ -1,0 +1,128 @@
+"""Runs on other machines: a Dask cluster trains, and this process alone writes the records. See docs/cluster.md.
+
+A worker runs a job in a folder of its own that goes afterwards. The job's files travel as bytes: its records, and where
+they are small enough the weights and the checkpoint from which a later call goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+from ffrlib import store
+from ffrlib.files import results_folder, write_atomically
+from ffrlib.jobs import PORTABLE, cache_path, run_job
+from ffrlib.spec import RunSpec, from_dict, key, to_dict
+
+PATIENCE = 10  # seconds in which the scheduler must answer
+
+
+def paths_of(specs: list[RunSpec], root: Path) -> dict[str, Path]:
+    """Where the files of a job (its base and its cuts) lie, by their names under the store; the checkpoint last."""
+    paths = [store.record_path(spec, root) for spec in specs]
+    paths += [cache_path(kind, specs[0], root) for kind in ("weights", "checkpoints")]
+    return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def contents(specs: list[RunSpec], root: Path) -> dict[str, bytes]:
+    """What there is of a job's files, as far as it may travel."""
+    found = {name: path for name, path in paths_of(specs, root).items() if path.exists()}
+    return {name: path.read_bytes() for name, path in found.items() if path.stat().st_size <= PORTABLE}
+
+
+def work(settings: list[dict], code: list[str], files: dict[str, bytes], device: str, until: float) -> dict[str, bytes]:
+    """One job, in a worker: takes the files that there are of it, and returns those that there are afterwards.
+
+    `settings` and `code` are those of the base and its cuts; `until`: when to stop, seconds of time.time(). Raises
+    RuntimeError in a worker of other code or with several threads, which would share one stream of random numbers.
+    """
+    from distributed import get_worker
+
+    specs, worker = [from_dict(each) for each in settings], get_worker()
+    if [store.code_hash(spec) for spec in specs] != code:
+        raise RuntimeError(f"the worker on {platform.node()} runs another version of ffrlib: use one commit everywhere")
+    if worker.state.nthreads != 1:
+        raise RuntimeError(f"the worker on {platform.node()} has several threads: start it with --nthreads 1")
+    with tempfile.TemporaryDirectory(dir=worker.local_directory) as folder:
+        root = Path(folder)
+        for name, content in files.items():
+            write_atomically(root / name, content)
+        run_job(specs[0], specs[1:], root, device, 1, time.monotonic() + until - time.time())
+        return contents(specs, root)
+
+
+def keep(specs: list[RunSpec], root: Path, files: dict[str, bytes]) -> None:
+    """Writes what came back of a job: records that are new, once verified, then weights and checkpoint."""
+    for name, path in paths_of(specs, root).items():
+        record = path.suffix == ".json"
+        if name in files and not (record and path.exists()):
+            if record:
+                store.parse(files[name], path)
+            write_atomically(path, files[name])
+    if name not in files and store.lookup(specs[0], root):  # the base has ended: its checkpoint has served
+        path.unlink(missing_ok=True)
+
+
+def arrivals(client, running: dict, deadline: float) -> Iterator:
+    """The futures as they end. At the deadline those not started are given up; runs in progress stop themselves."""
+    from distributed import as_completed
+
+    try:
+        left = None if deadline == math.inf else max(deadline - time.monotonic(), 0)
+        yield from as_completed(list(running), timeout=left)
+    except TimeoutError:
+        started = {name for names in client.processing().values() for name in names}
+        yield from as_completed([future for future in running if future.done() or future.key in started])
+
+
+def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadline: float, bar) -> None:
+    """Runs jobs on the Dask cluster whose scheduler listens at `address`; a job whose worker dies is run again.
+
+    Raises RuntimeError in one sentence where Dask is missing, the scheduler does not answer or goes away, a worker is
+    unfit, or a job's workers died again and again; and whatever a job raises.
+    """
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise RuntimeError('a scheduler is named, but Dask is not installed: pip install "dask[distributed]"') from None
+
+    def start(*job):  # a function in a function travels by value: a worker without ffrlib can say so
+        from ffrlib.cluster import work
+
+        return work(*job)
+
+    try:
+        client = Client(address, timeout=PATIENCE)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or ["no details"])[0]
+        raise RuntimeError(f"no Dask scheduler answers at {address} ({reason})") from None
+    root, until = root or results_folder(), time.time() + deadline - time.monotonic()
+    with client:
+        running = {}
+        try:
+            for base, cuts in jobs:
+                specs = [base, *cuts]
+                settings, code = [to_dict(spec) for spec in specs], [store.code_hash(spec) for spec in specs]
+                sent = client.submit(start, settings, code, contents(specs, root), device, until, pure=False)
+                running[sent] = specs
+            if not client.scheduler_info()["workers"]:
+                bar.write("no worker has joined the cluster yet; waiting for one", file=sys.stderr)
+            for future in arrivals(client, running, deadline):
+                specs = running.pop(future)
+                keep(specs, root, future.result())
+                bar.update(1)
+        except KilledWorker as error:
+            deaths = f"{error.allowed_failures + 1} workers died while it ran, perhaps for lack of memory"
+            raise RuntimeError(f"run {key(specs[0])}: {deaths}") from None
+        except CancelledError:
+            raise RuntimeError(f"the scheduler at {address} is gone; finished records are kept") from None
+        except ImportError as error:
+            raise RuntimeError(f"a worker cannot load ffrlib ({error}): use one environment everywhere") from None
+        finally:
+            client.cancel(list(running))
