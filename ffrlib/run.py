@@ -7,6 +7,7 @@ python -m ffrlib.run --plan --scale laptop                  what would run, and 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -26,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ffrlib import store
+from ffrlib import fetch, store
 from ffrlib.cluster import on_cluster
 from ffrlib.jobs import (
     PORTABLE,
@@ -40,6 +41,7 @@ from ffrlib.jobs import (
     starting_model,
     trainer_of,
 )  # fmt: skip
+from ffrlib.models import published
 from ffrlib.spec import RunSpec, base_of, choose, key
 from ffrlib.together import train_together
 from ffrlib.training import deterministic
@@ -83,6 +85,24 @@ def jobs_of(specs: list[RunSpec], root=None) -> tuple[list[Job], int]:
         if spec != base_of(spec):
             cuts.append(spec)
     return list(jobs.items()), reused
+
+
+def present(jobs: list[Job]) -> list[Job]:
+    """The jobs whose images and published weights are here or can be fetched; says once what the others lack."""
+
+    @functools.cache
+    def lacks(find, name: str) -> bool:
+        try:
+            return not find(name)
+        except FileNotFoundError as error:
+            print(f"Not run: {error}", file=sys.stderr, flush=True)
+            return True
+
+    def fits(base: RunSpec) -> bool:
+        images = base.data != "digits" and lacks(fetch.locate, base.data)
+        return not (images or (base.init == "published" and lacks(published.locate, base.model)))
+
+    return [(base, cuts) for base, cuts in jobs if fits(base)]
 
 
 @contextmanager
@@ -166,7 +186,8 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     `device`: "cpu", "cuda" or "" (a GPU for the paper scale where there is one). `minutes`: stop cleanly before this
     limit. `scheduler`: address of a Dask cluster whose workers do the runs (default: FFR_SCHEDULER), one each on a CPU
     unless `device` says otherwise. With FFR_TRAIN=never nothing is run and the rest is counted as missing. Raises
-    ValueError for a damaged record, RuntimeError with one sentence when memory is short or the cluster fails.
+    ValueError for a damaged record, RuntimeError with one sentence when memory is short or the cluster fails. Runs
+    whose images or published weights are not to be had are left out, with a line on stderr, and count as missing.
     """
     scheduler = scheduler or os.environ.get("FFR_SCHEDULER", "")
     deadline = time.monotonic() + 60 * minutes
@@ -178,6 +199,8 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     choose("device", device, ("cpu", "cuda"))
     if not jobs or os.environ.get("FFR_TRAIN") == "never" or time.monotonic() >= deadline:
         return note(Summary(reused, missing=len(missing)))
+    if not scheduler:  # a cluster's workers look for themselves
+        jobs = present(jobs)
     place = scheduler or device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

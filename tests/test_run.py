@@ -398,3 +398,27 @@ def test_on_a_gpu_runs_go_together(tmp_path):
     record = store.lookup(BASE, tmp_path)
     assert record["provenance"]["stacking"] == "streams:3" and record["provenance"]["device"] != "cpu"
     assert run_quietly(specs, tmp_path, device="cuda") == Summary(reused=5)
+
+
+def test_runs_without_their_images_or_weights_are_left_out_and_the_others_run(tmp_path, monkeypatch, capsys):
+    for name in ("FFR_DATA", "FFR_WEIGHTS"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+    monkeypatch.setenv("FFR_DOWNLOAD", "never")
+    monkeypatch.setattr("ffrlib.fetch.REPOSITORY", tmp_path)
+    monkeypatch.setattr("ffrlib.models.published.REPOSITORY", tmp_path)
+    absent = RunSpec("cifar10", "resnet20", "A", scale="laptop", recipe=Recipe(epochs=1))
+    specs = [absent, replace(absent, seed=1), RunSpec(recipe=Recipe(epochs=1))]
+    summary = run_specs(specs, tmp_path / "results", progress=False)
+    assert (summary.trained, summary.missing) == (1, 2)
+    assert capsys.readouterr().err.count("The image set 'cifar10' was not found") == 1
+    assert store.lookup(specs[2], tmp_path / "results")["status"] == "finished"
+
+
+def test_a_start_from_published_weights_waits_for_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FFR_WEIGHTS", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("ffrlib.models.published.REPOSITORY", tmp_path)
+    monkeypatch.setattr("ffrlib.run.fetch.locate", lambda name: tmp_path)
+    start = RunSpec("cifar10", "resnet56", "A", init="published", scale="laptop", recipe=Recipe(epochs=0))
+    summary = run_specs([start], tmp_path / "results", progress=False)
+    assert (summary.trained, summary.missing) == (0, 1)
+    assert "resnet56-A-cifar10.npz is in none of" in capsys.readouterr().err
