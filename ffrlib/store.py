@@ -50,11 +50,12 @@ def record_path(spec: RunSpec, root: Path | None = None) -> Path:
 
 
 # -- what made a record ------------------------------------------------------------------------------------------------
-def modules_of(spec: RunSpec) -> list[str]:
-    """The library files that can change a number of a run of `spec`; not `together`, `checkpoint` or `run`."""
+def modules_of(spec: RunSpec, gpu: bool = False) -> list[str]:
+    """The library files that can change a number of a run of `spec`: not `checkpoint` or `run`, and `together`, which
+    captures the step, on a GPU alone."""
     family = "resnet" if spec.model in CIFAR_RESNETS or spec.model.startswith("resnet") else "plain"
     names = ["data", "training", "measure", "pruning/removal", "regularizers/flow"]
-    names += ["models/__init__", "models/layers", f"models/{family}"]
+    names += ["models/__init__", "models/layers", f"models/{family}"] + ["together"] * gpu
     if spec.weight.name != "none" or spec.pruning.score != "none":  # scores are made of the criteria's parts
         names.append("regularizers/weight")
     if spec.weight.update == "proximal":
@@ -74,9 +75,9 @@ def _syntax_digest(name: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def code_hash(spec: RunSpec) -> str:
+def code_hash(spec: RunSpec, gpu: bool = False) -> str:
     """Hash of the syntax trees, without docstrings, of the modules that a run of `spec` passes through."""
-    return hashlib.sha256("".join(_syntax_digest(name) for name in modules_of(spec)).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join(_syntax_digest(name) for name in modules_of(spec, gpu)).encode()).hexdigest()[:12]
 
 
 @functools.cache
@@ -112,7 +113,7 @@ def provenance(spec: RunSpec, device, dtype: torch.dtype, stacking: str, digest:
     return {
         "device": name, "cpu": cpu_type(), "threads": torch.get_num_threads(),
         "precision": str(dtype).removeprefix("torch."), "stacking": stacking, "versions": versions,
-        "commit": commit, "dirty": dirty, "code": code_hash(spec), "data": digest,
+        "commit": commit, "dirty": dirty, "code": code_hash(spec, device.type == "cuda"), "data": digest,
         "runner": os.environ.get("FFR_RUNNER", "python"), "seconds": round(seconds, 2), **more,
     }  # fmt: skip
 
@@ -158,7 +159,9 @@ def parse(content: bytes, path: Path | str) -> dict:
                 raise ValueError(f"it lacks {part}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"record {path} is damaged: {error}") from error
-    return record | {"spec": spec, "path": str(path), "stale": record["provenance"].get("code") != code_hash(spec)}
+    made = record["provenance"]
+    stale = made.get("code") != code_hash(spec, made.get("device", "cpu") != "cpu")
+    return record | {"spec": spec, "path": str(path), "stale": stale}
 
 
 def read(path: Path) -> dict:

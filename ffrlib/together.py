@@ -1,6 +1,6 @@
 """When runs advance, never what they compute: side by side, written to checkpoints, within a time limit.
 
-A record's code hash therefore leaves this module out (see `store.modules_of`).
+A CPU run's code hash therefore leaves this module out (see `store.modules_of`).
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_what_a_cluster_lacks_is_one_sentence(dask, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="start it with --nthreads 1"):
         on(dask, [BASE])
     with monkeypatch.context() as patch:
-        patch.setattr(store, "code_hash", lambda spec: "other")
+        patch.setattr(store, "code_hash", lambda *_: "other")
         with pytest.raises(RuntimeError, match="another version of ffrlib"):
             on(dask, [BASE])
     dask.workers[0].kill()

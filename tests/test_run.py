@@ -100,7 +100,7 @@ def test_jobs_gather_the_cuts_of_a_base(root):
 
 
 def test_stale_records_are_kept_unless_asked(root, monkeypatch):
-    monkeypatch.setattr(store, "code_hash", lambda spec: "new code")
+    monkeypatch.setattr(store, "code_hash", lambda *_: "new code")
     assert jobs_of([BASE], root) == ([], 1) and store.record_path(BASE, root).exists()
     monkeypatch.setenv("FFR_STALE", "rerun")
     assert jobs_of([BASE], root) == ([(BASE, [])], 0) and not store.record_path(BASE, root).exists()

@@ -57,7 +57,7 @@ def test_what_made_a_record_stands_in_it(tmp_path):
 
 def test_a_record_of_other_code_is_stale(tmp_path, monkeypatch):
     save(RUNS[0], tmp_path)
-    monkeypatch.setattr(store, "code_hash", lambda spec: "other")
+    monkeypatch.setattr(store, "code_hash", lambda *_: "other")
     assert store.lookup(RUNS[0], tmp_path)["stale"]
 
 
@@ -80,6 +80,7 @@ def test_the_code_hash_covers_what_a_run_passes_through():
     plain, penalised, cut = RUNS[0], RUNS[2], RUNS[4]
     assert store.code_hash(plain) == store.code_hash(replace(plain, seed=9))
     assert len({store.code_hash(s) for s in (plain, penalised, cut)}) == 3
+    assert store.code_hash(plain, gpu=True) != store.code_hash(plain)  # a captured step is another program
     for spec in RUNS:
         for name in store.modules_of(spec):
             assert (files.REPOSITORY / "ffrlib" / f"{name}.py").exists(), name

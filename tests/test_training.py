@@ -182,6 +182,21 @@ def test_bfloat16_follows_float32(colours):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "fast"),
+    [
+        ("vendor_id : GenuineIntel\nflags : fma avx512f avx512_bf16", False),
+        ("vendor_id : GenuineIntel\nflags : fma avx512f avx512_bf16 amx_bf16", True),
+        ("vendor_id : AuthenticAMD\nflags : fma avx512f avx512_bf16", True),
+        ("vendor_id : AuthenticAMD\nflags : fma avx2", False),
+    ],
+)
+def test_bfloat16_is_fast_with_matrix_units_or_on_amd(cpuinfo, fast, monkeypatch):
+    monkeypatch.setattr(training.Path, "exists", lambda path: True)
+    monkeypatch.setattr(training.Path, "read_text", lambda path: cpuinfo)
+    assert training.fast_bfloat16() is fast
+
+
 def test_precision_is_chosen_and_can_be_named():
     assert precision(DIGITS, "cpu") == torch.float64
     assert precision(RunSpec(), "cpu") == torch.float32
