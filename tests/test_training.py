@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffrlib import checkpoint, models, together
+from ffrlib import checkpoint, models, together, training
 from ffrlib.data import ImageSet
 from ffrlib.spec import ActivationControl, FlowPenalty, Recipe, RunSpec, WeightPenalty
 from ffrlib.together import capture, epoch_seconds, train_together
@@ -192,8 +193,7 @@ def test_bfloat16_follows_float32(colours):
     ],
 )
 def test_bfloat16_is_fast_with_matrix_units_or_on_amd(cpuinfo, fast, monkeypatch):
-    monkeypatch.setattr(training.Path, "exists", lambda path: True)
-    monkeypatch.setattr(training.Path, "read_text", lambda path: cpuinfo)
+    monkeypatch.setattr(training, "Path", lambda _: SimpleNamespace(exists=lambda: True, read_text=lambda: cpuinfo))
     assert training.fast_bfloat16() is fast
 
 
