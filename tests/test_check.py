@@ -115,7 +115,8 @@ def test_equal_machines_must_agree_bit_for_bit(committed, tmp_path, capsys):
     assert (
         "test_accuracy" in said
         and "curve" in said
-        and "2 records compared with 10 committed ones, 0 differences" in said
+        and "2 records compared with 10 committed ones in" in said
+        and "0 differences" in said
     )
     other = again(tmp_path / "b", specs, shift=1e-4)  # far inside any interval
     assert check.compare(committed, other) == 1
@@ -135,6 +136,20 @@ def test_other_machines_and_shares(committed, tmp_path):
     assert check.compare(committed, again(tmp_path / "a", specs, made=OTHER, zero_channels=0.004)) == 0
     assert check.compare(committed, again(tmp_path / "b", specs, made=OTHER, zero_channels=0.006)) == 1
     assert check.compare(committed, again(tmp_path / "c", specs, made=OTHER, layer_sparsity=[0.1, 0.3])) == 1
+
+
+def test_chance_explains_few_cells_of_many_and_no_large_deviation(committed, tmp_path, monkeypatch, capsys):
+    specs = seeded(lasso(0.01), 3)
+    fresh = again(tmp_path / "a", specs, made=OTHER, shift=2.0)
+    assert check.compare(committed, fresh) == 1  # one cell of some twenty
+    monkeypatch.setattr(check, "CHANCE", 0.1)
+    assert check.compare(committed, fresh) == 0
+    assert "1 cells outside their interval" in capsys.readouterr().out
+    rounding = again(tmp_path / "b", specs, made=OTHER, worst_deviation=3e-7)
+    assert check.compare(committed, rounding) == 0
+    wrong = again(tmp_path / "c", specs, made=OTHER, worst_deviation=2e-5)
+    assert check.compare(committed, wrong) == 1
+    assert "worst_deviation: 2e-05, more than 1e-05" in capsys.readouterr().out
 
 
 def test_missing_damaged_diverged_and_empty_replications_fail(committed, tmp_path, capsys):
