@@ -17,6 +17,7 @@ import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 
 from ffrlib.files import REPOSITORY
 from ffrlib.spec import SCALES, choose, require
@@ -60,8 +61,12 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
     with patch.dict(os.environ, values), tempfile.TemporaryDirectory() as sockets:
         reach = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
         manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **reach)
-        papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
-                                   language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
+        try:
+            papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
+                                       language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
+        finally:  # a kernel manager that is handed in is not shut down for us
+            if manager.has_kernel:
+                run_sync(manager.shutdown_kernel)(now=True)
     return out
 
 

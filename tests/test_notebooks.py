@@ -102,6 +102,17 @@ def test_a_failing_cell_is_an_error_and_the_copy_shows_it(tmp_path):
     assert "the claim does not hold" in (tmp_path / "out.ipynb").read_text()
 
 
+def test_no_kernel_outlives_its_notebook(tmp_path):
+    def children() -> set[str]:
+        return {p.name for p in psutil.Process().children() if "ipykernel_launcher" in " ".join(p.cmdline())}
+
+    psutil = pytest.importorskip("psutil", reason="psutil comes with ipykernel")
+    path = write(tmp_path / "short.ipynb")
+    before = len(children())
+    notebooks.execute(path, out=tmp_path / "out.ipynb", progress=False)
+    assert len(children()) == before
+
+
 @pytest.fixture
 def two_experiments(tmp_path, monkeypatch):
     """Two experiment notebooks, of which the second takes no `seeds`, in a scratch repository."""
