@@ -1,6 +1,6 @@
 """Run lessons and store their outputs, small and without what changes from run to run.
 
-    python teaching/refresh.py                      all lessons
+    python teaching/refresh.py                      the start notebook, explore and all lessons
     python teaching/refresh.py notebooks/lessons/4_feature_flow.ipynb
 
 Pictures are stored with a palette of 128 colours (a third of the bytes), cells tagged `widget` without output (a widget
@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LESSONS = REPOSITORY / "notebooks" / "lessons"
+NOTEBOOKS = REPOSITORY / "notebooks"
 
 
 def smaller(png: str) -> str:
@@ -70,5 +70,6 @@ def refresh(path: Path) -> float:
 
 
 if __name__ == "__main__":
-    for path in [Path(name) for name in sys.argv[1:]] or sorted(LESSONS.glob("*.ipynb")):
+    everything = [NOTEBOOKS / "00_start_here.ipynb", NOTEBOOKS / "explore.ipynb", *sorted(NOTEBOOKS.glob("lessons/*.ipynb"))]
+    for path in [Path(name) for name in sys.argv[1:]] or everything:
         print(f"{path.name}: {refresh(path):.1f} s, {path.stat().st_size / 1000:.0f} kB")
