@@ -13,7 +13,7 @@ PY := .venv/bin/python
 ENVIRONMENT := .venv/installed
 endif
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
-NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/lessons)
+NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/explore.ipynb notebooks/lessons)
 
 .DEFAULT_GOAL := help
 .PHONY: help reproduce replicate test lab tables figures check plan data clean site

@@ -1,10 +1,11 @@
 """Run lessons and store their outputs, small and without what changes from run to run.
 
-    python teaching/refresh.py                      all lessons
+    python teaching/refresh.py                      the start notebook, explore and all lessons
     python teaching/refresh.py notebooks/lessons/4_feature_flow.ipynb
 
 Pictures are stored with a palette of 128 colours (a third of the bytes), cells tagged `widget` without output (a widget
-is nothing without its kernel; a picture stands beside it), warnings and timestamps not at all.
+is nothing without its kernel; a picture stands beside it), and so are cells tagged `live` (they show a file that has a
+place of its own and changes without the lesson); warnings and timestamps not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LESSONS = REPOSITORY / "notebooks" / "lessons"
+NOTEBOOKS = REPOSITORY / "notebooks"
+PATTERNS = ("00_start_here.ipynb", "explore.ipynb", "lessons/*.ipynb")
 
 
 def smaller(png: str) -> str:
@@ -51,8 +53,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        widget = "widget" in cell.metadata.get("tags", [])
-        cell.outputs = [] if widget else merged(cell.outputs)
+        fleeting = {"widget", "live"} & set(cell.metadata.get("tags", []))
+        cell.outputs = [] if fleeting else merged(cell.outputs)
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
@@ -70,5 +72,6 @@ def refresh(path: Path) -> float:
 
 
 if __name__ == "__main__":
-    for path in [Path(name) for name in sys.argv[1:]] or sorted(LESSONS.glob("*.ipynb")):
+    everything = [path for pattern in PATTERNS for path in sorted(NOTEBOOKS.glob(pattern))]
+    for path in [Path(name) for name in sys.argv[1:]] or everything:
         print(f"{path.name}: {refresh(path):.1f} s, {path.stat().st_size / 1000:.0f} kB")

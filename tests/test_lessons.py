@@ -1,4 +1,5 @@
-"""The lessons: their form, that their checks fail without an answer and pass with it, and the student versions."""
+"""The lessons: their form, that their checks fail without an answer and pass with it, and the student versions; and the
+stills of the notebook that explores runs."""
 
 import ast
 import json
@@ -22,6 +23,8 @@ matplotlib.use("Agg")
 LESSONS = sorted((ROOT / "notebooks" / "lessons").glob("[0-9]*.ipynb"))
 NAMES = ["1_why_sparse", "2_penalties_as_geometry", "3_hierarchical_groups", "4_feature_flow", "5_cutting_for_real",
          "6_macs_are_not_milliseconds", "7_reading_the_evidence"]  # fmt: skip
+EXPLORE = ROOT / "notebooks" / "explore.ipynb"
+TOLD = [ROOT / "notebooks" / "00_start_here.ipynb", *LESSONS]  # what trains a net before the reader's eyes
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
@@ -81,6 +84,28 @@ def test_outputs_are_stored(path):
     text = path.read_text()
     assert not re.search(r"/(home|root|work|Users)/", text), "a path of the machine that ran it"
     assert "application/vnd.jupyter.widget-view" not in text and "<script" not in text
+
+
+@pytest.mark.parametrize("path", TOLD, ids=lambda path: path.stem)
+def test_training_shows_the_time_left(path):
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code" and "train_together(" in cell.source:
+            assert "tqdm(" in cell.source, cell.id
+
+
+def test_explore_has_a_still_behind_each_widget():
+    notebook = nbformat.read(EXPLORE, 4)
+    nbformat.validate(notebook)
+    assert EXPLORE.stat().st_size < 400_000 and len(notebook.cells) <= 40
+    widgets = tagged(notebook, "widget")
+    assert len(widgets) == 3
+    for cell in widgets:
+        still = notebook.cells[notebook.cells.index(cell) + 1]
+        (picture,) = [output for output in still.outputs if "image/png" in output.get("data", {})]
+        assert cell.outputs == [] and picture.metadata["image/png"]["alt"].startswith("quick: ")
+    text = EXPLORE.read_text()
+    assert not re.search(r"/(home|root|work|Users)/", text), "a path of the machine that ran it"
+    assert "application/vnd.jupyter.widget-view" not in text and "stderr" not in text
 
 
 # -- exercises ---------------------------------------------------------------------------------------------------------
@@ -208,6 +233,12 @@ def test_refresh_runs_and_tidies(tmp_path):
     assert two.outputs == []
     assert three.outputs[0].data["image/png"]
     assert "execution" not in json.loads(path.read_text())["cells"][0]["metadata"]
+
+
+def test_tidy_keeps_no_output_of_widgets_and_of_what_changes_without_the_lesson():
+    cells = [nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("stream", text="a")]) for _ in range(3)]
+    cells[0].metadata["tags"], cells[1].metadata["tags"] = ["widget"], ["live"]
+    assert [len(c.outputs) for c in refresh.tidy(nbformat.v4.new_notebook(cells=cells)).cells] == [0, 0, 1]
 
 
 def test_smaller_keeps_the_picture():

@@ -116,6 +116,12 @@ def test_a_notebook_without_outputs_says_so(tmp_path):
     assert "Shown without outputs" in json.loads(build.notebook_page(path))["cells"][1]["source"]
 
 
+def test_the_notebook_that_explores_runs_is_shown_with_its_stills():
+    shown = json.loads(build.notebook_page(REPOSITORY / "notebooks" / "explore.ipynb"))
+    assert sum("image/png" in o.get("data", {}) for c in shown["cells"] for o in c.get("outputs", [])) == 3
+    assert not any("Shown without outputs" in cell["source"] for cell in shown["cells"])
+
+
 # -- the whole ---------------------------------------------------------------------------------------------------------
 class Page(HTMLParser):
     """What a page links to, what it loads, and the anchors that it offers."""
