@@ -182,7 +182,7 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
         arms = [flow_arm(base, arm, s) for arm in ("control", "both") for s in middle(strengths(scale, net, arm))]
         arms += [weight_arm(base, "group_lasso", s) for s in middle(strengths(scale, net, "group_lasso"))]
         arms += [weight_arm(base, "network_slimming", s) for s in middle(strengths(scale, net, "network_slimming"))]
-        scores = CHANNEL_SCORES if scale == "quick" else FEW_SCORES
+        scores = (*CHANNEL_SCORES, *CRITERIA[1:]) if scale == "quick" else FEW_SCORES
         for spec in (base, *cuts(base, scores, amounts, "macs_share", epochs, lr)):
             yield 3, spec
         for start in arms:

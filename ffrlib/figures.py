@@ -158,6 +158,8 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
         elif len(points):
             ax.plot(points[:, 0], points[:, 1], line, color=colour, marker=marker if len(points) < 12 else "")
             x_mean, _, low, high = points[points[:, 0].argsort()].T  # a line may turn back, its band may not
+            if y in PERCENT or y.endswith("accuracy"):  # few seeds give intervals that reach beyond what can be
+                low, high = low.clip(0, 100), high.clip(0, 100)
             ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
             ends.append((*points[points[:, 0].argmax(), :2], text, colour))
     name_lines(ax, ends)
