@@ -258,7 +258,7 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
         number = seeds or min(SEEDS[scale], FEW_SEEDS.get(name, 99) if scale == "quick" else 99)
         number = 1 if scale == "laptop" and name in ("6_ffr_readings",) and not seeds else number
         for place, (priority, spec) in enumerate(RUNS[name](scale)):
-            few = min(number, 3) if scale == "quick" and priority >= 6 else number
+            few = min(number, {"quick": 3, "laptop": 1}.get(scale, number)) if priority >= 6 and not seeds else number
             for seed in range(1 if spec.init == "published" and not seeds else few):
                 seeded = replace(spec, seed=seed)
                 rank = (seed >= 2, priority, seed, place)
