@@ -46,7 +46,8 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
 
     `parameters` replace defaults of its parameters cell; `out`: by default the same name in build/notebooks.
     Raises ValueError for a parameter that is not declared or of another type (papermill would take a misspelt one
-    without a word), papermill.PapermillExecutionError where a cell fails (the copy then shows it).
+    without a word) or with a value that a cell refuses, papermill.PapermillExecutionError where another error ends a
+    cell (the copy shows it).
     """
     path, parameters, known = Path(path), parameters or {}, declared(path)
     for name, value in parameters.items():
@@ -64,6 +65,10 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
         try:
             papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
                                        language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            if error.ename not in ("ValueError", "FileNotFoundError"):
+                raise
+            raise ValueError(f"{path.name}: {error.evalue}") from None  # such messages need no traceback; `out` has it
         finally:  # a kernel manager that is handed in is not shut down for us
             if manager.has_kernel:
                 run_sync(manager.shutdown_kernel)(now=True)
@@ -118,6 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         verdicts.main()
         figures.main()
     more = "".join(f", {totals[name]} {name}" for name in ("diverged", "missing") if totals[name])
+    if fresh is None:
+        print("Read next: results/verdicts.md, results/tables, and the executed notebooks in build/notebooks")
     print(f"{totals['reused']} records reused, {totals['trained']} trained{more}")
     if fresh is None:
         return 0

@@ -299,15 +299,20 @@ def markdown(found: list[dict]) -> str:
     """verdicts.md: one row a verdict, then the parts of each that has any pair."""
     lines = ["# Verdicts", "", "Generated from the records by the rules of [the protocol](../docs/protocol.md).",
              "Effects are in points of accuracy, or of a share in percent.", "",
+             f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed = seeds x arms.",
+             "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.", "",
              "| claim | net | set | scale | verdict | weakest deciding part | effect [95 % interval] | runs needed |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for v in found:
+    some = [v for v in found if any(j["n"] for j in v["parts"])]
+    for v in some:
         seeds = f"over {MOST}" if v["seeds_needed"] > MOST else v["seeds_needed"]
         needed = f"at least {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else ""
-        part = v["effect"]["part"] if v["effect"] else "not run"
         lines.append(f"| {v['claim']} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
-                     f"| {part} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
-    for v in (v for v in found if any(j["n"] for j in v["parts"])):
+                     f"| {v['effect']['part']} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
+    waiting = [f"{v['claim']} {v['net']} on {v['set']} ({v['scale']}, at least {v['runs_needed']} runs)"
+               for v in found if v not in some]  # fmt: skip
+    lines += ["", "Not run, and so undecided: " + "; ".join(waiting) + "."] if waiting else []
+    for v in some:
         lines += ["", f"## {v['claim']}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
                   "| part | decides | verdict | effect [95 % interval] | p above b, below m (Holm) | records |",
                   "|---|---|---|---|---|---|"]  # fmt: skip

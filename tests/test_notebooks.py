@@ -102,6 +102,13 @@ def test_a_failing_cell_is_an_error_and_the_copy_shows_it(tmp_path):
     assert "the claim does not hold" in (tmp_path / "out.ipynb").read_text()
 
 
+def test_a_value_that_a_cell_refuses_is_one_sentence(tmp_path):
+    path = write(tmp_path / "picky.ipynb", body='raise ValueError("scale is 7; allowed: quick.")')
+    with pytest.raises(ValueError, match=r"^picky.ipynb: scale is 7; allowed: quick\.$"):
+        notebooks.execute(path, out=tmp_path / "out.ipynb", progress=False)
+    assert "scale is 7" in (tmp_path / "out.ipynb").read_text()
+
+
 def test_no_kernel_outlives_its_notebook(tmp_path):
     def children() -> set[str]:
         return {p.name for p in psutil.Process().children() if "ipykernel_launcher" in " ".join(p.cmdline())}

@@ -280,7 +280,7 @@ def test_files_are_the_same_bytes_and_say_what_is_missing(tmp_path):
     first = verdicts.write(records, tmp_path / "a")
     text, found, known = first[0].read_text(), json.loads(first[1].read_text()), json.loads(first[2].read_text())
     assert "| F1 | digits_cnn | digits | quick | **supported** |" in text and "+20.20 [" in text
-    assert "at least 10 (5 seeds)" in text and found == verdicts.verdicts(records[::-1])
+    assert "F3 digits_cnn on digits (quick, at least 10 runs)" in text and found == verdicts.verdicts(records[::-1])
     assert known["quick.records"] == known["records"] == "15" and known["quick.minutes"] == "2"
     assert known["quick.digits_digits_cnn.plain.test_accuracy"] == "97.00"
     assert known["quick.digits_digits_cnn.both.removable_weight_share"] == "50.4"
