@@ -117,8 +117,8 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
         base = BASES[scale][net]
         yield 0, base
         for name in CRITERIA:
-            for k, strength in enumerate(strengths(scale, net, name)):
-                yield 1 + 0.1 * abs(k - 2), weight_arm(base, name, strength)
+            for k, strength in enumerate(grid := strengths(scale, net, name)):
+                yield 1 + 0.1 * abs(k - len(grid) // 2), weight_arm(base, name, strength)
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:

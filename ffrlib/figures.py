@@ -80,6 +80,13 @@ def at_middle(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["strength"] == frame.groupby("arm")["strength"].transform(lambda s: middle(sorted(set(s)))[0])]
 
 
+def near(frame: pd.DataFrame, points: float) -> pd.DataFrame:
+    """The rows at strengths that cost at most `points` of mean test accuracy beside the plain net. Beyond that nobody
+    would go, and a net at chance would set the axes."""
+    reached = frame.groupby(["arm", "strength"], dropna=False)["test_accuracy"].transform("mean")
+    return frame[~(reached < frame.loc[frame["arm"] == "plain", "test_accuracy"].mean() - points)]
+
+
 def unrolled(frame: pd.DataFrame, columns: dict[str, list]) -> pd.DataFrame:
     """A row for each entry of the lists of {new column: a list for each row}, e.g. a curve's epochs and losses."""
     frame = frame.drop(columns=[c for c in columns if c in frame]).assign(**columns).explode(list(columns))
@@ -244,9 +251,7 @@ def readme(scale: str) -> Figure:
         base = BASES[scale][nets[scale][0]]
         keys = {key(s) for s in tables.unseeded(name, scale) if tables.plain_of(s) == base}
         frame = rows([r for r in records if r["key"] in keys])
-        reached = frame.groupby(["arm", "strength"], dropna=False)["test_accuracy"].transform("mean")
-        least = frame.loc[frame["arm"] == "plain", "test_accuracy"].mean() - 5  # beyond that nobody would go
-        plot(ax, frame[reached >= least], own, "removable_weight_share", "test_accuracy", "strength")
+        plot(ax, near(frame, 5), own, "removable_weight_share", "test_accuracy", "strength")
         ax.set(title=f"{title}: {base.model}, {base.data}")
     return fig
 
@@ -269,9 +274,14 @@ def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
 
 
 def main() -> None:
-    """Makes README's picture, of the largest scale with records of HGSR's net, and that of the latencies."""
-    folder, nets = results_folder(), {s: f"{BASES[s][n[0]].data}-{n[0]}" for s, n in HGSR_NETS.items()}
-    scale = next((s for s in reversed(SCALES) if any(folder.glob(f"runs/{s}/{nets[s]}/*.json"))), "quick")
+    """Makes README's picture, of the largest scale at which penalised runs of both papers are stored, and that of the
+    latencies."""
+    folder, both = results_folder(), ("1_hgsr_criteria", "4_ffr_flow")
+
+    def stored(scale: str, name: str) -> bool:
+        return any(store.record_path(s).exists() for s in tables.unseeded(name, scale) if s != tables.plain_of(s))
+
+    scale = next((s for s in reversed(SCALES) if all(stored(s, name) for name in both)), "quick")
     alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale};"
     alt += " strengths that cost over 5 points left out."
     paths = save(readme(scale), "readme", "", alt)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,18 +174,22 @@ def test_files_are_the_same_bytes_twice_and_hold_no_date(tmp_path, monkeypatch, 
     assert b"Matplotlib" not in svg and b"<dc:date>" not in svg and b"Software" not in png
 
 
-def test_the_readme_picture_is_of_the_largest_scale_with_records(tmp_path, monkeypatch, capsys):
+def test_the_readme_picture_is_of_the_largest_scale_with_records_of_both_papers(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    monkeypatch.setattr(catalogue, "strengths", lambda *_: [0.1])
     figures.main()  # nothing has been run: the picture says so
-    base = catalogue.BASES["laptop"]["alexnet_small"]
-    record(tmp_path, base, removable_weight_share=0.5)
+    bases, text = catalogue.BASES["laptop"], tmp_path / "figures" / "readme.txt"
+    record(tmp_path, catalogue.weight_arm(bases["alexnet_small"], "l1", 0.1), removable_weight_share=0.5)
+    figures.main()
+    assert "scale quick" in text.read_text()  # half of it would be empty
+    record(tmp_path, catalogue.flow_arm(bases["resnet20"], "both", 0.1), removable_weight_share=0.5)
     rows = [
         {"net": "vgg16", "kind": "fewer channels", "share": 0.5, "batch": 1, "macs_removed": 0.7, "time_saved": 0.6}
     ]
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "latency.json").write_text(json.dumps({"rows": rows}))
     figures.main()
-    assert "laptop" in (tmp_path / "figures" / "readme.txt").read_text()
+    assert "scale laptop" in text.read_text()
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {
         f"{n}.{s}" for n in ("readme", "latency") for s in ("png", "svg", "txt")
     }
@@ -278,3 +283,13 @@ def test_a_replication_draws_no_picture(tmp_path, monkeypatch):
     fig = figures.families(figures.rows([]), [("strength", "test_accuracy")])
     assert experiments.show(fig, "nothing", "a", "quick") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_strengths_that_cost_too_much_are_left_out():
+    frame = pd.DataFrame(
+        {"arm": ["plain", "plain", "l1", "l1", "l1"], "strength": [0.0, 0.0, 0.1, 0.1, 0.2],
+         "test_accuracy": [90.0, 92.0, 87.0, 84.0, 10.0]}
+    )  # fmt: skip
+    assert list(figures.near(frame, 6)["test_accuracy"]) == [90.0, 92.0, 87.0, 84.0]  # by the mean of a strength
+    assert list(figures.near(frame, 5)["test_accuracy"]) == [90.0, 92.0]
+    assert len(figures.near(frame[2:], 5)) == 3  # nothing to compare with
