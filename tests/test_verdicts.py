@@ -321,3 +321,10 @@ def test_main_stops_at_a_damaged_record_and_refreshes_prose(results, tmp_path, m
     path.write_text("{")
     with pytest.raises(SystemExit, match=path.name):
         verdicts.main()
+
+
+def test_no_line_of_prose_begins_with_a_mark():
+    """Markdown takes a line that begins with a comment for HTML, and shows its stars and backticks as they are."""
+    for path in (p for p in verdicts.prose_files() if p.suffix == ".md"):
+        lines = [line for line in path.read_text().splitlines() if line.lstrip().startswith("<!--value")]
+        assert not lines, (path.name, lines)
