@@ -22,11 +22,11 @@ import torch
 
 from ffrlib import catalogue, measure, store
 from ffrlib.files import REPOSITORY, write_atomically
-from ffrlib.jobs import load_images, run_job
+from ffrlib.jobs import load_images, run_job, starting_model
 from ffrlib.regularizers.weight import matched_strength
 from ffrlib.spec import CRITERIA, Recipe, RunSpec
 from ffrlib.together import train_together
-from ffrlib.training import Trainer, learning_rates, new_model, precision
+from ffrlib.training import Trainer, learning_rates, precision
 
 SHORT = {"train_size": 20000, "recipe": Recipe(epochs=15, lr=0.05, schedule="one_cycle", augment="crop_flip")}
 FILE = REPOSITORY / "data" / "strengths.json"
@@ -120,7 +120,7 @@ def main() -> None:
     torch.set_num_threads(1)
     run = stored if base == goal and given.device == "cpu" else partial(try_out, images=images, device=given.device)
     plain = run(base)[1]
-    model = new_model(base, images.num_classes)
+    model = starting_model(base, images)
     for arm in given.arms:
         centre = given.push / (100 if arm == "network_slimming" else 1) / scaling
         if arm in CRITERIA:

@@ -73,6 +73,9 @@ BASES = {  # the plain runs on which a scale stands: {short name: RunSpec}
                                  recipe=Recipe(lr=0.05, **LAPTOP)),
         "resnet20": RunSpec("cifar10", "resnet20", "A", train_size=20000, scale="laptop",
                             recipe=Recipe(lr=0.2, **LAPTOP)),
+        # Published weights and a few epochs: a stand-in for training so deep a net.
+        "resnet56": RunSpec("cifar10", "resnet56", "A", init="published", train_size=20000, scale="laptop",
+                            recipe=Recipe(epochs=2, lr=0.02, augment="crop_flip", precision="float32")),
     },
     "paper": {
         "alexnet_small": RunSpec("cifar10", "alexnet_small", scale="paper", recipe=HGSR_RECIPE),
@@ -197,9 +200,8 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 def published_resnet56() -> Iterator[tuple[float, RunSpec]]:
     """Published weights of ResNet-56, as they are and after a few epochs with each penalty (stands in for training)."""
-    recipe = Recipe(epochs=0, lr=0.01, augment="crop_flip", precision="float32")
-    start = RunSpec("cifar10", "resnet56", "A", init="published", scale="laptop", train_size=20000, recipe=recipe)
-    tuned = replace(start, recipe=replace(recipe, epochs=2, lr=0.02))
+    tuned = BASES["laptop"]["resnet56"]
+    start = replace(tuned, recipe=replace(tuned.recipe, epochs=0, lr=0.01))
     by_loss = cuts(start, ["loss_increase"], (0.3, 0.5, 0.7), "macs_share", 1, 0.02, samples=64)  # 400 passes over them
     for spec in (start, *cuts(start, FEW_SCORES, (0.3, 0.5, 0.7), "macs_share", 1, 0.02), *by_loss):
         yield 2, spec

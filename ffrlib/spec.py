@@ -176,8 +176,8 @@ def validate(spec: RunSpec) -> None:
     for name in NOT_NEGATIVE:
         require(attrgetter(name)(spec) >= 0, name, attrgetter(name)(spec), "0 or more")
     choose("shortcut", spec.shortcut, ("A", "B") if spec.model in CIFAR_RESNETS else ("",))
-    require((spec.data == "digits") == (spec.model == "digits_cnn"), "model", spec.model,
-            "digits_cnn for the digits, any other for the colour sets")  # fmt: skip
+    nets = [m for m in MODELS if (m == "digits_cnn") == (spec.data == "digits")]
+    choose(f"model for data {spec.data!r}", spec.model, nets)
     if spec.init == "published":
         exist = spec.model in ("resnet20", "resnet56") and (spec.shortcut, spec.data, spec.width) == ("A", "cifar10", 1)
         require(exist, "init", spec.init, "'published' only for resnet20 or resnet56 with shortcut 'A' on cifar10")

@@ -22,7 +22,7 @@ WRONG = [
     ({**RESNET, "model": "resnet21"}, ["'resnet21'", "'resnet56'", "did you mean 'resnet"]),
     ({**RESNET, "shortcut": "C"}, ["'C'", "'A'", "'B'"]),
     ({"data": "cifar10", "model": "vgg16", "shortcut": "A"}, ["shortcut", "'A'"]),
-    ({"data": "cifar10"}, ["'digits_cnn'", "the digits"]),
+    ({"data": "cifar10"}, ["model for data 'cifar10'", "'digits_cnn'", "'resnet20'"]),
     ({"model": "vgg16"}, ["'vgg16'", "digits_cnn"]),
     ({"scale": "laptops"}, ["'laptops'", "'paper'", "did you mean 'laptop'"]),
     ({"init": "pretrained"}, ["'pretrained'", "'published'"]),
