@@ -115,13 +115,19 @@ def middle(values: list[float]) -> list[float]:
     return values[len(values) // 2 : len(values) // 2 + 1]
 
 
+def turn(k: int, grid: list[float]) -> float:
+    """When the k-th strength has its turn: 0 for the middle, a tenth later a step away from it, the stronger first."""
+    away = k - len(grid) // 2
+    return 0.1 * abs(away) - 0.01 * (away > 0)
+
+
 def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
     for net in HGSR_NETS[scale]:
         base = BASES[scale][net]
         yield 0, base
         for name in CRITERIA:
             for k, strength in enumerate(grid := strengths(scale, net, name)):
-                yield 1 + 0.1 * abs(k - len(grid) // 2), weight_arm(base, name, strength)
+                yield 1 + turn(k, grid), weight_arm(base, name, strength)
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -166,8 +172,7 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
         for arm in FLOW_ARMS:
             for k, strength in enumerate(grid := strengths(scale, net, arm)):
                 first = arm in ("control", "both")
-                rank = order + (0.5 if first else 1.5) + 0.1 * abs(k - len(grid) // 2)
-                yield rank, flow_arm(base, arm, strength)
+                yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
         if scale != "paper":  # run length and weight decay, at the middle strength
             for change in ({"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}):
                 other = replace(base, recipe=replace(base.recipe, **change))
@@ -263,7 +268,7 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
             few = min(number, {"quick": 3, "laptop": 1}.get(scale, number)) if priority >= 6 and not seeds else number
             for seed in range(1 if spec.init == "published" and not seeds else few):
                 seeded = replace(spec, seed=seed)
-                rank = (seed >= 2, priority, seed, place)
+                rank = (scale != "laptop" and seed >= 2, priority, seed, place)
                 found[seeded] = min(rank, found.get(seeded, rank))
     return sorted(found, key=found.get)
 
