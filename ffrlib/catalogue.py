@@ -273,7 +273,7 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
     return sorted(found, key=found.get)
 
 
-def plan(scale: str, experiment: str | None = None, workers: int = 0) -> str:
+def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
     """What would run, and how many minutes it takes at the speeds that the records of this scale measured."""
     records, _ = store.load_all(scale=scale)
     rate: dict[tuple, list[float]] = {}
@@ -281,7 +281,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 0) -> str:
         spec = record["spec"]
         if spec.pruning.score == "none" and spec.recipe.epochs:
             rate.setdefault((spec.data, spec.model), []).append(record["provenance"]["seconds"] / spec.recipe.epochs)
-    workers, lines, total, seen = max(workers, 1), [f"scale {scale}, {max(workers, 1)} worker(s)", ""], 0.0, set()
+    lines, total, seen = [f"scale {scale}, {workers} worker(s)", ""], 0.0, set()
     for name in [experiment] if experiment else RUNS:
         minutes, unknown, count = 0.0, set(), 0
         for spec in specs(scale, name):

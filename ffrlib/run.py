@@ -177,6 +177,11 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
                 bar.update(1)
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, device: str = "",
               minutes: float = math.inf, together: int = 0, progress: bool = True,
               scheduler: str = "") -> Summary:  # fmt: skip
@@ -202,7 +207,6 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     if not scheduler:  # a cluster's workers look for themselves
         jobs = present(jobs)
     place = scheduler or device
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with tqdm(total=len(jobs), desc=f"runs on {place}", unit="run", disable=not progress, smoothing=0.05) as bar:
             if scheduler:
@@ -210,11 +214,11 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
             elif device == "cuda":
                 on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
-                threads = 1 if jobs[0][0].data == "digits" else workers or cores
+                threads = 1 if jobs[0][0].data == "digits" else workers or cores()
                 run_job(*jobs[0], root, device, threads, deadline)
                 bar.update(1)
             else:
-                on_cores(jobs, root, min(workers or cores, len(jobs)), deadline, bar)
+                on_cores(jobs, root, min(workers or cores(), len(jobs)), deadline, bar)
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = (str(error).splitlines() or ["no details"])[0]
         hint = "use fewer workers, or --together 1 on a GPU; finished records are kept"
@@ -259,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.plan:
-            return print(catalogue.plan(given.scale, given.experiment or None, given.workers))
+            return print(catalogue.plan(given.scale, given.experiment or None, given.workers or cores()))
         if given.deterministic:
             deterministic()
         specs = [s for s in catalogue.specs(given.scale, given.experiment or None) if given.model in ("", s.model)]
