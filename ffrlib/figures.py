@@ -152,11 +152,12 @@ def name_lines(ax, ends: list[tuple[float, float, str, str]], size: float = 8) -
 
 def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: str, column: str = "arm") -> None:
     """A line with its band through the `means` of each of `looks`: {value of `column`: (name, colour, line, marker)}.
-    The plain net is a star where it has one point only, and a level line where that point has no strength."""
-    ends = []
+    The plain net is a star where it has one point only, and a level line where that point has no strength. The axis
+    reaches as far beyond the means as these do from each other: bands of two or three seeds may leave it."""
+    ends, lines = [], {value: means(frame[frame[column] == value], by, x, y) for value in looks}
     ax.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log" if x in ("strength", "threshold") else "linear")
     for value, (text, colour, line, marker) in looks.items():
-        points = means(frame[frame[column] == value], by, x, y)
+        points = lines[value]
         if value == "plain" and len(points) == 1:
             if x == "strength":
                 ax.axhline(points[0, 1], color=BLACK, ls=":")
@@ -169,6 +170,10 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
                 low, high = low.clip(0, 100), high.clip(0, 100)
             ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
             ends.append((*points[points[:, 0].argmax(), :2], text, colour))
+    if len(middles := np.concatenate([points[:, 1] for points in lines.values()])):
+        room = max(np.ptp(middles), 0.02 * abs(middles.max()))
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(max(bottom, middles.min() - room), min(top, middles.max() + room))
     name_lines(ax, ends)
 
 

@@ -66,6 +66,19 @@ def test_a_curve_joins_the_means_over_seeds_at_each_strength_with_their_interval
     assert star[0].get_xydata().tolist() == [[20.0, 98.0]]
 
 
+def test_the_intervals_of_two_seeds_do_not_set_the_axis(tmp_path):
+    made = [
+        record(tmp_path, RunSpec(weight=WeightPenalty("l1", strength), seed=seed), removable_weight_share=strength,
+               test_accuracy=90 - 10 * strength + seed)
+        for strength in (0.1, 0.3) for seed in (0, 1)
+    ]  # fmt: skip
+    (ax,) = figures.arms(figures.rows(made), [("removable_weight_share", "test_accuracy")]).axes
+    half_width = tables.interval([89.0, 90.0])[2] - 89.5
+    bottom, top = ax.get_ylim()
+    assert bottom < 87.5 and top > 89.5, "all means are in view"
+    assert top - bottom < 6.1 < half_width
+
+
 def test_a_line_follows_the_strengths_even_where_it_turns_back(tmp_path):
     made = [
         record(tmp_path, RunSpec(weight=WeightPenalty("l1", strength)), removable_weight_share=share)
