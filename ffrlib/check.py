@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import store, tables, verdicts
+from ffrlib import prose, store, tables, verdicts
 from ffrlib.catalogue import BASES
 from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
@@ -43,8 +43,8 @@ def regenerated(records: list[dict], root: Path) -> list[str]:
             elif (root / name).read_bytes() != (fresh / name).read_bytes():
                 wrong.append(f"{name}: differs from what the records give")
         known = json.loads((fresh / "values.json").read_text())
-    for path in verdicts.prose_files():
-        for name, shown, right in verdicts.prose_numbers(path.read_text(), known):
+    for path in prose.files():
+        for name, shown, right in prose.numbers(path.read_text(), known):
             wrong.append(f"{path.name}: {name} is written {shown}, the records give {right or 'no such number'}")
     return wrong
 
@@ -92,7 +92,7 @@ def agree(metric: str, committed: pd.Series, fresh: pd.Series) -> tuple[bool, st
     (mean, _, high), (again, _, top) = tables.interval(committed), tables.interval(fresh)
     if math.isnan(mean) or math.isnan(again):
         return len(committed) == len(fresh) == 0 or math.isnan(mean) == math.isnan(again), f"{mean} against {again}"
-    share = metric.endswith(verdicts.SHARES) or metric.startswith("layer_")
+    share = metric.endswith(prose.SHARES) or metric.startswith("layer_")
     allowed = ALLOWED["accuracy" if "accuracy" in metric else "share" if share else "relative"]
     reach = allowed[math.isnan(high)] * (abs(mean) if allowed is ALLOWED["relative"] else 1)
     if not math.isnan(high):

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ffrlib import store, tables
-from ffrlib.catalogue import BASES, FFR_NETS, HGSR_NETS, HSQ_GL12, middle
+from ffrlib.catalogue import BASES, FFR_NETS, FLOW_ARMS, HGSR_NETS, HSQ_GL12, middle, strengths
 from ffrlib.files import results_folder, write_atomically
 from ffrlib.spec import CRITERIA, SCALES, key
 
@@ -76,8 +77,15 @@ def rows(records: list[dict]) -> pd.DataFrame:
 
 
 def at_middle(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the middle strength of their arm."""
-    return frame[frame["strength"] == frame.groupby("arm")["strength"].transform(lambda s: middle(sorted(set(s)))[0])]
+    """The rows at the middle strength of their arm's grid (of the strengths present, where the arm has no grid)."""
+
+    def centre(own: pd.DataFrame) -> float:
+        spec, present = own["record"].iloc[0]["spec"], sorted(set(own["strength"]))
+        chosen = middle(strengths(spec.scale, spec.model, own["arm"].iloc[0]))
+        return (chosen if chosen and chosen[0] in present else middle(present))[0]
+
+    groups = [own[own["strength"] == centre(own)] for _, own in frame.groupby(["net", "arm"])]
+    return pd.concat(groups).sort_index() if groups else frame
 
 
 def near(frame: pd.DataFrame, points: float) -> pd.DataFrame:
@@ -178,8 +186,11 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
 
 
 def curves(frame: pd.DataFrame) -> Figure:
-    """Loss over the epochs of training, a line for each arm of the nets that are not cut, at its middle strength."""
-    uncut = at_middle(frame[frame["amount"] == 0])
+    """Loss over the epochs of training, a line for each arm at its middle strength, of the nets that are not cut; of
+    that net, width and recipe which most runs share."""
+    uncut = frame[frame["amount"] == 0]
+    plain = pd.Series([key(tables.plain_of(record["spec"])) for record in uncut["record"]], uncut.index, dtype=object)
+    uncut = at_middle(uncut[plain == plain.value_counts().idxmax()] if len(plain) else uncut)
     losses = [record["curve"]["loss"] for record in uncut["record"]]
     epochs = [range(1, len(loss) + 1) for loss in losses]
     return arms(unrolled(uncut, {"epoch": epochs, "loss": losses}), [("epoch", "loss")], by="epoch")
@@ -279,12 +290,15 @@ def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
 
 
 def main() -> None:
-    """Makes README's picture, of the largest scale at which penalised runs of both papers are stored, and that of the
-    latencies."""
+    """Makes README's picture, of the largest scale at which every arm of both papers has three seeds of some strength,
+    and that of the latencies."""
     folder, both = results_folder(), ("1_hgsr_criteria", "4_ffr_flow")
 
     def stored(scale: str, name: str) -> bool:
-        return any(store.record_path(s).exists() for s in tables.unseeded(name, scale) if s != tables.plain_of(s))
+        base = BASES[scale][(HGSR_NETS if name == both[0] else FFR_NETS)[scale][0]]
+        runs = [s for s in tables.unseeded(name, scale) if tables.plain_of(s) == base]
+        made = {tables.arm_of(s) for s in runs if all(store.record_path(replace(s, seed=k)).exists() for k in range(3))}
+        return made >= {"plain", *(CRITERIA if name == both[0] else FLOW_ARMS)}
 
     scale = next((s for s in reversed(SCALES) if all(stored(s, name) for name in both)), "quick")
     alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale};"

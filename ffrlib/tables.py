@@ -33,6 +33,12 @@ PRUNED = ["base_test_accuracy", "cut_test_accuracy", "validation_accuracy", "tes
           "parameters_removed", "macs_removed", "parameters_left", "macs_left", "held_back", "worst_deviation",
           *(f"latency_ms.batch_{n}{when}" for n in (1, 64) for when in ("", "_before"))]  # fmt: skip
 ARM = ["net", "arm", "strength"]
+NOTES = {  # what a reader of a table must know beside it
+    "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between neighbouring strengths of a seed; "
+                      "where one of them is at chance no such net exists. Decides nothing.",
+    "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
+           "the same row. Quiet ones: results/benchmarks/latency.md.",
+}  # fmt: skip
 
 
 def arm_of(spec: RunSpec) -> str:
@@ -49,7 +55,8 @@ def strengths_of(spec: RunSpec) -> list[float]:
 
 
 LABELS = {  # label column -> how it is read off a spec
-    "net": lambda s: " ".join(filter(None, [s.data, s.model, s.shortcut, s.init.replace("default", "")])),
+    "net": lambda s: " ".join(filter(None, [s.data, s.model, s.shortcut, s.init.replace("default", "")]))
+                     + f", {s.recipe.epochs} epochs more" * (s.init == "published" and s.recipe.epochs > 0),
     "arm": arm_of,
     "strength": lambda s: " + ".join(f"{x:.3g}" for x in strengths_of(s)),
     "grouping": lambda s: s.weight.grouping if s.weight.name in CRITERIA[1:] else "",
@@ -57,6 +64,7 @@ LABELS = {  # label column -> how it is read off a spec
     "epochs": lambda s: str(s.recipe.epochs),
     "weight_decay": lambda s: f"{s.recipe.weight_decay:g}",
     "score": lambda s: s.pruning.score + ", from scratch" * (s.pruning.after == "scratch"),
+    "budget": lambda s: s.pruning.budget,
     "amount": lambda s: f"{s.pruning.amount:g}",
     "reading": lambda s: ", ".join(f"{n} {v}" for n, v in vars(s.flow).items()
                                    if isinstance(v, str) and v not in vars(FlowPenalty()).values()),
@@ -97,7 +105,7 @@ def aggregate(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.Data
 def accuracy_at_sparsity(arm: pd.DataFrame, target: float) -> pd.Series:
     """Test accuracy with small weights zeroed of each seed (index) where the share of small weights is `target`, linear
     between neighbouring strengths. Empty unless each seed's own range has the target: nothing is extrapolated, and a
-    mean over some of the seeds is not shown for all. `arm`: finished runs at several strengths."""
+    mean over some of the seeds is not shown for all. `arm`: finished runs of the same strengths for each seed."""
     found = {}
     for seed, runs in arm.groupby("seed"):
         points = runs.groupby("unstructured_sparsity")["zeroed_test_accuracy"].mean()
@@ -107,13 +115,22 @@ def accuracy_at_sparsity(arm: pd.DataFrame, target: float) -> pd.Series:
     return pd.Series(found, dtype=float)
 
 
+def covered(frame: pd.DataFrame, keys) -> pd.DataFrame:
+    """The rows of those `keys` that have every seed that any of them has: others wait for their missing runs, since
+    means over other seeds are not comparable."""
+    rows = frame[frame["key"].isin(keys)]
+    return rows[rows.groupby("key")["seed"].transform("nunique") == rows["seed"].nunique()]
+
+
 def chosen_strength(frame: pd.DataFrame, keys, plain: str, measure: str) -> str | None:
-    """The one of an arm's `keys` with the largest mean `measure` among strengths without a diverged run whose mean
-    validation accuracy is at most `HELD` below that of the run with key `plain` (of equal ones the more accurate); None
-    where there is none. See docs/protocol.md."""
-    arm, least = frame[frame["key"].isin(keys)], frame[frame["key"] == plain]["validation_accuracy"].mean() - HELD
+    """The one of an arm's `covered` `keys` with the largest mean `measure` among strengths without a diverged run whose
+    mean validation accuracy is at most `HELD` below that of the run with key `plain`, over the seeds that both have (of
+    equal ones the more accurate); None where there is none. See docs/protocol.md."""
+    arm, beside = covered(frame, keys), frame[frame["key"] == plain].set_index("seed")["validation_accuracy"]
+    arm = arm[arm["seed"].isin(beside.index)]
     sound = arm.groupby("key").filter(lambda group: (group["status"] == "finished").all())
-    means = sound.groupby("key")[["validation_accuracy", measure]].mean().dropna()
+    means = sound.groupby("key")[["validation_accuracy", measure]].mean().dropna().round(9)  # not the last bits
+    least = round(beside[beside.index.isin(arm["seed"])].mean() - HELD, 9)
     means = means[means["validation_accuracy"] >= least]
     return means.sort_values([measure, "validation_accuracy"]).index[-1] if len(means) else None
 
@@ -196,14 +213,21 @@ def with_chosen(specs: list[RunSpec], frame: pd.DataFrame, metrics: list[str]) -
 
 def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy after zeroing of every criterion at equal sparsity, and its lead over the counterpart's, by seed."""
-    rows, by_arm, done = [], arms(specs), frame[frame["status"] == "finished"]
+    rows, by_arm = [], arms(specs)
+
+    def whole(keys: list[str]) -> pd.DataFrame:  # the finished runs of those seeds that have a run of every key
+        rows = frame[frame["key"].isin(keys)]
+        rows = rows[rows.groupby("seed")["key"].transform("nunique") == len(keys)]
+        return rows[rows["status"] == "finished"]
+
     for plain, name, target in product(dict.fromkeys(p for p, _ in by_arm), CRITERIA, TARGETS):
         other, net = counterpart(name), LABELS["net"](plain)
         keys, others = ([*by_arm.get((plain, n), ()), key(plain)] for n in (name, other))
-        at, beside = (accuracy_at_sparsity(done[done["key"].isin(k)], target) for k in (keys, others))
-        missing = NOT_REACHED if done["key"].isin(keys[:-1]).any() else NOT_RUN
+        runs = [whole(k) if len(k) > 1 else frame[:0] for k in (keys, others)]
+        at, beside = (accuracy_at_sparsity(r, target) for r in runs)
         row = {"net": net, "arm": name, "counterpart": other, "sparsity": f"{target:g}", "n": len(at)}
-        for what, values in (("accuracy", at), ("lead", (at - beside).dropna())):
+        for what, values, made in (("accuracy", at, runs[:1]), ("lead", (at - beside).dropna(), runs)):
+            missing = NOT_REACHED if all(map(len, made)) else NOT_RUN
             shown = interval(values) if len(values) else [missing] * 3
             row |= zip((what, f"{what} low", f"{what} high"), shown if other or what == "accuracy" else [""] * 3)
         rows.append(row | {"keys": " ".join(keys)})
@@ -233,7 +257,7 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
     if name in ("3_hgsr_pruning", "5_ffr_pruning"):
         hgsr = papers["method"].str.startswith("HGSR")
         beside = papers[hgsr if name == "3_hgsr_pruning" else ~hgsr & papers["pruned_accuracy"].notna()]
-        cut = cells(cuts, frame, [*ARM, "score", "amount"], PRUNED)
+        cut = cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)
         return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": beside}
     if name == "4_ffr_flow":
         usual = [s for s in bases if plain_of(s) in catalogue.BASES[scale].values()]
@@ -274,7 +298,8 @@ def write(tables: dict[str, pd.DataFrame], experiment: str, scale: str, root: Pa
     folder, written = Path(root or results_folder()) / "tables" / scale, []
     for name, table in tables.items():
         shown = readable(table)
-        head = [f"# {experiment}, {name}, scale {scale}", "", "Mean [95 % interval] of n runs; shares in [0, 1].", ""]
+        about = f"Mean [95 % interval] of n runs; shares in [0, 1].{NOTES.get(name, '')}"
+        head = [f"# {experiment}, {name}, scale {scale}", "", about, ""]
         body = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
         lines = "\n".join([*head, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"
         columns = readable(table, merged=False).to_csv(index=False, lineterminator="\n")

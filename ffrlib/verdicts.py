@@ -1,14 +1,13 @@
-"""Verdicts on the claims H1-H4 and F1-F4 by the rules of docs/protocol.md, and the numbers that prose may cite.
+"""Verdicts on the claims H1-H4 and F1-F4 by the rules of docs/protocol.md.
 
 `python -m ffrlib.verdicts` writes results/verdicts.md, verdicts.json and values.json, and refreshes the numbers in
-prose, written `<!--value:NAME-->98.3<!--/value-->`. All effects are in points: of accuracy, or of a share in percent.
+prose (see `ffrlib.prose`). All effects are in points: of accuracy, or of a share in percent.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -18,8 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ffrlib import catalogue, store, tables
-from ffrlib.files import REPOSITORY, results_folder, write_atomically
+from ffrlib import catalogue, prose, store, tables
+from ffrlib.files import results_folder, write_atomically
 from ffrlib.spec import CRITERIA, SCALES, RunSpec, base_of, key
 
 LEVEL, PAIRS, MOST = 0.025, 5, 100  # one-sided level of a test, fewest pairs that decide, most seeds worth naming
@@ -33,15 +32,12 @@ EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
 }
 UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("cifar100", "tiny_imagenet")),
            ("H4", "resnet18_tiny", "tiny_imagenet")]  # fmt: skip
-SHARES = ("_share", "_channels", "_sparsity", "_removed", "_kernels")  # how the names of metrics end that are shares
-CITED = {"1_hgsr_criteria": "strengths", "4_ffr_flow": "strengths", "3_hgsr_pruning": "cut", "5_ffr_pruning": "cut"}
-PROSE = ("README.md", "docs/*.md", "notebooks/*.ipynb", "notebooks/*/*.ipynb", "teaching/*.md")
-VALUE = re.compile(r"<!--value:([^>]+?)-->(.*?)<!--/value-->")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: differences in points by seed, the limits (b, m), the keys of both arms ("" for none)."""
+    """One comparison: differences in points by seed, the limits (b, m), the keys of both arms ("" for none, "?" and its
+    name for an arm that has no run to compare yet)."""
 
     name: str
     differences: pd.Series
@@ -95,7 +91,7 @@ def judge(parts: list[Part]) -> list[dict]:
         out.append({"part": part.name, "decides": part.decides, "verdict": verdict, "at_least": part.limits[1],
                     "mean": mean, "low": low, "high": high, "n": len(x), "p_above": f"{p_up:.2g}",
                     "p_below": f"{p_down:.2g}", "seeds_needed": needed,
-                    "records": [k for k in part.keys if k]})  # fmt: skip
+                    "records": [k for k in part.keys if k and k[0] != "?"]})  # fmt: skip
     return out
 
 
@@ -120,7 +116,7 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     weakest = min(failing or deciding, key=lambda j: (j["n"] > 0, (j["mean"] or 0) - j["at_least"]), default=None)
     waiting = [j for j in deciding if j["verdict"] == "undecided"]
     seeds = max((j["seeds_needed"] for j in waiting), default=PAIRS) if verdict == "undecided" else 0
-    arms = {k for j in waiting for k in j["records"]}
+    arms = {k for p, j in zip(parts, judged) if j in waiting for k in p.keys if k}
     effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
             "rule": f"docs/protocol.md, {claim}", "seeds_needed": seeds, "runs_needed": seeds * max(2, len(arms)),
@@ -147,7 +143,7 @@ def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Pa
 
     def chosen(arm: str, measure: str) -> str:
         keys = by_arm.get((base, arm), ())
-        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or ""
+        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or f"?{arm}"
 
     asked = EQUAL_ACCURACY[claim]
     return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in asked]
@@ -168,20 +164,21 @@ def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
         name = f"{first} - {second}, {plain.model} width {plain.width:g}"
         return compare(frame, by_arm[plain, first], by_arm[plain, second], WEIGHTS, SPARSER, name, decides)
 
-    parts, tops = [], []
-    for p, q in combinations(contexts, 2):
+    parts, tops, pairs = [], [], [*combinations(contexts, 2)]
+    for p, q in pairs:
         common = set(contexts[p]) & set(contexts[q])
         if len(common) > 1:
             (a, a2), (b, b2) = (sorted(common, key=lambda arm: (-contexts[c][arm], arm))[:2] for c in (p, q))
             parts += [lead(p, a, b), lead(q, b, a)] if a != b else []
             tops += [(p, a, a2), (q, b, b2)]
-    same = len({best for _, best, _ in tops}) == 1
+    same = len({best for _, best, _ in tops}) == 1 and len(tops) == 2 * len(pairs)
     return parts + [lead(*top, decides=False) for top in dict.fromkeys(tops) if same]
 
 
 def best_cut(frame: pd.DataFrame, cells: list[str]) -> str:
     """Key of the cut with the best mean validation accuracy after fine-tuning, without a diverged run; "" for none."""
-    means = frame[frame["key"].isin(cells)].groupby("key")["validation_accuracy"].agg(lambda v: v.mean(skipna=False))
+    runs = tables.covered(frame, cells).groupby("key")
+    means = runs["validation_accuracy"].agg(lambda v: v.mean(skipna=False))
     return means.idxmax() if means.notna().any() else ""
 
 
@@ -191,8 +188,9 @@ def cut_by_loss(frame: pd.DataFrame, claim: str, scale: str) -> list[Part]:
     specs = tables.unseeded("3_hgsr_pruning", scale)
     start = next((s for s in specs if s.weight.name == catalogue.HSQ_GL12), None)
     cuts = [key(s) for s in specs if start and s != start and base_of(s) == start]
-    removed = frame[frame["key"].isin(cuts)].groupby("key")["parameters_removed"].mean().dropna()
-    cell = best_cut(frame, list(removed[removed > share].index)) or (removed.idxmax() if len(removed) else "")
+    removed = tables.covered(frame, cuts).groupby("key")["parameters_removed"].mean().dropna()
+    above = removed[removed > share]
+    cell = best_cut(frame, list(above.index)) if len(above) else removed.idxmax() if len(removed) else ""
     before, plain, what = key(start) if start else "", key(specs[0]), "parameters_removed"
     parts = [Part(f"{what}, more than {share:g}", by_seed(frame, cell, what), (100 * share,) * 2, (cell,)),
              compare(frame, cell, plain, "test_accuracy", limits, "test accuracy, cut - plain"),
@@ -243,47 +241,9 @@ def verdicts(records: list[dict]) -> list[dict]:
         for claim, base, parts in asked:
             net = "all nets and widths" if claim == "H2" else f"{base.model} {base.shortcut}".strip()
             out.append(entry(claim, scale, net, base.data, parts))
+            for judged in out[-1]["parts"]:
+                judged["stale"] = bool(frame.loc[frame["key"].isin(judged["records"]), "stale"].any())
     return sorted(out, key=lambda v: (v["claim"][0] != "H", v["claim"], SCALES.index(v["scale"])))
-
-
-# -- numbers for prose -------------------------------------------------------------------------------------------------
-def values(records: list[dict], found: list[dict]) -> dict[str, str]:
-    """Name -> text of each number that prose may cite, shares in percent: plain runs, every arm at the strength chosen
-    for weights, every cut, the verdicts `found`; e.g. `quick.digits_digits_cnn.both.test_accuracy`."""
-    own = {scale: tables.counted(records, scale) for scale in SCALES}  # a reader's own runs change no number
-    out = {"records": str(sum(map(len, own.values())))}
-    for scale, runs in own.items():
-        seconds = sum(r["provenance"]["seconds"] for r in runs)
-        out |= {f"{scale}.records": str(len(runs)), f"{scale}.minutes": f"{seconds / 60:.0f}"}
-    for scale, (name, kind) in product(SCALES, CITED.items()):
-        for row in tables.experiment_tables(name, scale, own[scale])[kind].to_dict("records"):
-            place = [scale, row["net"], row["arm"]] + (["cut", row["score"], row["amount"]] if kind == "cut" else [])
-            wanted = row["n"] and (kind == "cut" or row["arm"] == "plain" or "weights" in row["chosen for"])
-            metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
-            for metric in ["n", *metrics] if wanted else ():
-                value = row[metric]
-                shown = f"{100 * value:.1f}" if metric.endswith(SHARES) else tables.text(metric, value)
-                out[".".join([*place, metric]).replace(", ", "_").replace(" ", "_")] = shown
-    for v in found:
-        place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")
-        out |= {f"{place}.verdict": v["verdict"], f"{place}.runs_needed": str(v["runs_needed"])}
-        out |= {f"{place}.{n}": f"{x:.2f}" for n, x in (v["effect"] or {}).items() if isinstance(x, float)}
-    return dict(sorted(out.items()))
-
-
-def prose_numbers(text: str, known: dict[str, str]) -> list[tuple[str, str, str | None]]:
-    """(name, written, right) of each cited number that is not the known one; right is None for an unknown name."""
-    return [(name, shown, known.get(name)) for name, shown in VALUE.findall(text) if known.get(name) != shown]
-
-
-def prose_files() -> list[Path]:
-    """The files whose cited numbers are refreshed and checked."""
-    return [path for pattern in PROSE for path in sorted(REPOSITORY.glob(pattern))]
-
-
-def refreshed(text: str, known: dict[str, str]) -> str:
-    """The text with every cited number as known; one with an unknown name is left as it is (`check` reports it)."""
-    return VALUE.sub(lambda m: f"<!--value:{m[1]}-->{known.get(m[1], m[2])}<!--/value-->", text)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -300,24 +260,29 @@ def markdown(found: list[dict]) -> str:
     lines = ["# Verdicts", "", "Generated from the records by the rules of [the protocol](../docs/protocol.md).",
              "Effects are in points of accuracy, or of a share in percent.", "",
              f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed = seeds x arms.",
-             "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.", "",
+             "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.",
+             "† marks records made with other code. H4 is about a Tiny ImageNet ResNet: other nets are analogues.", "",
              "| claim | net | set | scale | verdict | weakest deciding part | effect [95 % interval] | runs needed |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     some = [v for v in found if any(j["n"] for j in v["parts"])]
+    analogue = lambda v: ", an analogue" * (v["claim"] == "H4" and "tiny" not in v["net"])  # noqa: E731
     for v in some:
         seeds = f"over {MOST}" if v["seeds_needed"] > MOST else v["seeds_needed"]
         needed = f"at least {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else ""
-        lines.append(f"| {v['claim']} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
+        lines.append(f"| {v['claim']}{analogue(v)} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
                      f"| {v['effect']['part']} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
     waiting = [f"{v['claim']} {v['net']} on {v['set']} ({v['scale']}, at least {v['runs_needed']} runs)"
                for v in found if v not in some]  # fmt: skip
-    lines += ["", "Not run, and so undecided: " + "; ".join(waiting) + "."] if waiting else []
+    why = "Undecided for want of any pair (not run, or no strength within a point of the plain net): "
+    lines += ["", why + "; ".join(waiting) + "."] if waiting else []
     for v in some:
-        lines += ["", f"## {v['claim']}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
+        lines += ["", f"## {v['claim']}{analogue(v)}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
                   "| part | decides | verdict | effect [95 % interval] | p above b, below m (Holm) | records |",
                   "|---|---|---|---|---|---|"]  # fmt: skip
-        lines += [f"| {j['part']} | {'yes' if j['decides'] else 'no'} | {j['verdict']} | {effect_text(j)} | "
-                  f"{j['p_above']}, {j['p_below']} | {' '.join(j['records'])} |" for j in v["parts"]]  # fmt: skip
+        for j in v["parts"]:
+            decides, mark = "yes" if j["decides"] else "no", " †" * j["stale"]
+            lines.append(f"| {j['part']} | {decides} | {j['verdict']} | {effect_text(j)}{mark} "
+                         f"| {j['p_above']}, {j['p_below']} | {' '.join(j['records'])} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -325,7 +290,8 @@ def write(records: list[dict], root: Path | None = None) -> list[Path]:
     """Writes verdicts.md, verdicts.json and values.json under `root` (results/): equal records, equal bytes."""
     found, root = verdicts(records), Path(root or results_folder())
     dump = lambda what: json.dumps(what, indent=1, sort_keys=True) + "\n"  # noqa: E731
-    files = {"verdicts.md": markdown(found), "verdicts.json": dump(found), "values.json": dump(values(records, found))}
+    numbers = prose.values(records, found)
+    files = {"verdicts.md": markdown(found), "verdicts.json": dump(found), "values.json": dump(numbers)}
     return [write_atomically(root / name, content) for name, content in files.items()]
 
 
@@ -335,8 +301,8 @@ def main() -> None:
         sys.exit("\n".join(problem.why for problem in problems))
     paths = write(records)
     known = json.loads(paths[-1].read_text())
-    for path in prose_files():
-        if (text := refreshed(path.read_text(), known)) != path.read_text():
+    for path in prose.files():
+        if (text := prose.refreshed(path.read_text(), known)) != path.read_text():
             paths.append(write_atomically(path, text))
     print(*paths, sep="\n")
 

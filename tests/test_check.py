@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tables import PLAIN, keep, lasso, seeded
 
-from ffrlib import catalogue, check, store, tables, verdicts
+from ffrlib import catalogue, check, prose, store, tables, verdicts
 
 OTHER = {"cpu": "another CPU"}
 
@@ -22,7 +22,7 @@ def small_catalogue(monkeypatch):
     monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: [0.01] if arm == "group_lasso" else [])
     cached = functools.cache(tables.unseeded)  # making thousands of settings is most of the time here
     monkeypatch.setattr(tables, "unseeded", lambda name, scale: cached(name, scale))
-    monkeypatch.setattr(verdicts, "prose_files", lambda: [])
+    monkeypatch.setattr(prose, "files", lambda: [])
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_every_kind_of_fault_is_named(committed, capsys, monkeypatch, tmp_path):
     (committed / "values.json").write_text("{}\n")
     page = tmp_path / "page.md"
     page.write_text("<!--value:records-->11<!--/value--> and <!--value:no.such-->1<!--/value-->")
-    monkeypatch.setattr(verdicts, "prose_files", lambda: [page])
+    monkeypatch.setattr(prose, "files", lambda: [page])
     assert check.main() == 1
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WRONG")]
     expected = ["1_hgsr_criteria-strengths.csv: differs", "4_ffr_flow-strengths.md: missing", "8_more.csv: no table",

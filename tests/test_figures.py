@@ -1,6 +1,7 @@
 """Figures and experiments: what is drawn is what the records say, files are the same bytes twice, samples are small."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from ffrlib import catalogue, experiments, figures, store, tables
 from ffrlib.run import Summary
-from ffrlib.spec import CRITERIA, ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, key
+from ffrlib.spec import CRITERIA, ActivationControl, FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, key
 
 SWEEP = {"threshold": [1e-3, 1e-2], "sparsity": [0.1, 0.5], "zero_channels": [0, 0], "test_accuracy": [98.0, 60.0]}
 
@@ -148,6 +149,20 @@ def test_cut_nets_are_placed_by_the_macs_they_have_left(tmp_path):
     assert points[:, 0] == pytest.approx([65.0, 45.0]) and texts_of(ax) == ["L1 norm"]
 
 
+def test_the_middle_is_that_of_the_grid_even_where_its_weaker_side_is_still_to_come(tmp_path, monkeypatch):
+    grid = {"l1": [0.1, 0.2, 0.4]}
+    monkeypatch.setattr(figures, "strengths", lambda scale, net, arm: grid.get(arm, []))
+    made = [record(tmp_path, RunSpec(weight=WeightPenalty("l1", strength))) for strength in (0.2, 0.4)]
+    assert set(figures.at_middle(figures.rows(made))["strength"]) == {0.2}
+
+
+def test_curves_do_not_mix_recipes(hgsr, tmp_path):
+    longer = record(tmp_path, RunSpec(recipe=Recipe(epochs=30)))
+    longer["curve"]["loss"] = [9.0, 9.0]
+    (ax,) = figures.curves(figures.rows([longer, *hgsr])).axes
+    assert max(points[:, 1].max() for points in lines_of(ax).values()) < 9
+
+
 def test_unrolled_lists_keep_their_row(hgsr):
     frame = figures.at_middle(figures.rows(hgsr))
     assert set(frame["strength"]) == {0.0, 0.3}
@@ -187,15 +202,20 @@ def test_files_are_the_same_bytes_twice_and_hold_no_date(tmp_path, monkeypatch, 
     assert b"Matplotlib" not in svg and b"<dc:date>" not in svg and b"Software" not in png
 
 
-def test_the_readme_picture_is_of_the_largest_scale_with_records_of_both_papers(tmp_path, monkeypatch, capsys):
+def test_the_readme_picture_is_of_the_largest_scale_with_three_seeds_of_every_arm(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
     monkeypatch.setattr(catalogue, "strengths", lambda *_: [0.1])
     figures.main()  # nothing has been run: the picture says so
     bases, text = catalogue.BASES["laptop"], tmp_path / "figures" / "readme.txt"
-    record(tmp_path, catalogue.weight_arm(bases["alexnet_small"], "l1", 0.1), removable_weight_share=0.5)
+    alexnet, resnet = bases["alexnet_small"], bases["resnet20"]
+    arms = [catalogue.weight_arm(alexnet, name, 0.1) for name in CRITERIA]
+    arms += [catalogue.flow_arm(resnet, name, 0.1) for name in catalogue.FLOW_ARMS]
+    for spec in (alexnet, resnet, *arms):
+        for seed in range(3 - (spec == arms[-1])):
+            record(tmp_path, replace(spec, seed=seed), removable_weight_share=0.5)
     figures.main()
-    assert "scale quick" in text.read_text()  # half of it would be empty
-    record(tmp_path, catalogue.flow_arm(bases["resnet20"], "both", 0.1), removable_weight_share=0.5)
+    assert "scale quick" in text.read_text()  # one seed of one arm is missing
+    record(tmp_path, replace(arms[-1], seed=2), removable_weight_share=0.5)
     rows = [
         {"net": "vgg16", "kind": "fewer channels", "share": 0.5, "batch": 1, "macs_removed": 0.7, "time_saved": 0.6}
     ]

@@ -109,12 +109,31 @@ def test_chosen_strength_is_the_sparsest_within_a_point(strengths):
             status = "diverged" if bad and seed else "finished"
             rows.append({"key": str(k), "seed": seed, "status": status, "validation_accuracy": v + seed - 0.5,
                          "removable_weight_share": x, "test_accuracy": 100 * x})  # fmt: skip
-    rows += [{"key": "plain", "status": "finished", "validation_accuracy": v} for v in (96.5, 97.5)]
+    plain = {"key": "plain", "status": "finished"}
+    rows += [plain | {"seed": seed, "validation_accuracy": 96.5 + seed} for seed in (0, 1)]
     found = tables.chosen_strength(pd.DataFrame(rows), list("012345"), "plain", "removable_weight_share")
     allowed = {k: x for k, (v, x, bad) in enumerate(strengths) if not bad and v >= 96 + 1e-9}
     doubtful = any(abs(v - 96) < 1e-9 for v, _, _ in strengths)
     if not doubtful:
         assert found is None if not allowed else strengths[int(found)][1] == max(allowed.values())
+
+
+def test_a_strength_with_fewer_seeds_waits_and_seeds_are_compared_with_their_own():
+    """Seed 1 is better by two points: a mean over seed 0 alone would refuse what a mean over both allows."""
+    rows = [("plain", 0, 95.0, 0.2), ("plain", 1, 97.0, 0.2), ("weak", 0, 94.5, 0.3), ("weak", 1, 96.5, 0.3),
+            ("strong", 0, 94.5, 0.9)]  # fmt: skip
+    columns = ["key", "seed", "validation_accuracy", "removable_weight_share"]
+    frame = pd.DataFrame(rows, columns=columns).assign(status="finished")
+    ask = lambda keys: tables.chosen_strength(frame, keys, "plain", "removable_weight_share")  # noqa: E731
+    assert ask(["weak", "strong"]) == "weak" and ask(["strong"]) == "strong" and ask(["none"]) is None
+
+
+def test_a_loss_of_exactly_one_point_is_within_one_point():
+    plain, arm = (81.1, 83.26, 82.68), (79.5, 82.14, 82.4)
+    assert np.mean(arm) < np.mean(plain) - 1, "by rounding alone"
+    rows = [(k, s, v, 0.5) for k, values in (("plain", plain), ("arm", arm)) for s, v in enumerate(values)]
+    frame = pd.DataFrame(rows, columns=["key", "seed", "validation_accuracy", "removable_weight_share"])
+    assert tables.chosen_strength(frame.assign(status="finished"), ["arm"], "plain", "removable_weight_share") == "arm"
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -132,12 +151,12 @@ def test_layout_is_the_same_with_and_without_records(name, tmp_path):
 
 
 def test_strengths_table_shows_means_diverged_stale_and_chosen(tmp_path):
-    records = [keep(tmp_path, spec) for spec in seeded(PLAIN, 2)]
+    records = [keep(tmp_path, spec) for spec in seeded(PLAIN, 3)]
     for strength, share, accuracy in ((0.001, 0.4, 97.0), (0.01, 0.6, 96.2), (0.1, 0.9, 95.0)):
         made = {"code": "old"} if strength == 0.01 else {}
         numbers = {"removable_weight_share": share, "validation_accuracy": accuracy}
-        records += [keep(tmp_path, spec, made=made, **numbers) for spec in seeded(lasso(strength), 2)]
-    records.append(keep(tmp_path, seeded(lasso(0.1), 3)[2], "diverged"))
+        records += [keep(tmp_path, spec, made=made, **numbers) for spec in seeded(lasso(strength), 3)]
+    records[-1] = keep(tmp_path, seeded(lasso(0.1), 3)[2], "diverged")
     table = tables.experiment_tables("1_hgsr_criteria", "quick", records)["strengths"]
     rows = table[table["arm"] == "group_lasso"].set_index("strength")
     assert list(rows["chosen for"]) == [
@@ -146,7 +165,7 @@ def test_strengths_table_shows_means_diverged_stale_and_chosen(tmp_path):
         "",
     ]  # at 0.01 the weights; the channels tie: the more accurate
     assert (
-        list(rows["stale"]) == ["", "†", ""] and list(rows["n"]) == [2, 2, 3] and list(rows["n_diverged"]) == [0, 0, 1]
+        list(rows["stale"]) == ["", "†", ""] and list(rows["n"]) == [3, 3, 3] and list(rows["n_diverged"]) == [0, 0, 1]
     )
     assert rows.loc["0.01", "removable_weight_share"] == pytest.approx(0.6)
     assert rows.loc["0.01", "keys"] == key(lasso(0.01))
@@ -169,6 +188,12 @@ def test_equal_sparsity_says_not_reached_and_pairs_with_the_counterpart(tmp_path
     assert row["accuracy"] == pytest.approx((96 + 92) / 2) and row["lead"] == pytest.approx(0.5) and row["n"] == 3
     assert row["lead low"] == pytest.approx(row["lead high"])  # the seeds move both arms alike
     assert table.loc[(hierarchical, "0.9"), "accuracy"] == tables.NOT_REACHED
+    more = [*records, keep(tmp_path, seeded(PLAIN, 4)[3], zeroed_test_accuracy=50.0)]  # its penalised runs are to come
+    again = tables.equal_sparsity(specs, tables.frame_of(more)).set_index(["arm", "sparsity"])
+    assert again.loc[(hierarchical, "0.3"), "n"] == 3 and again.loc[(hierarchical, "0.3"), "lead"] == row["lead"]
+    alone = [r for r in records if r["spec"].weight.name != "group_lasso"]
+    alone = tables.equal_sparsity(specs, tables.frame_of(alone)).set_index(["arm", "sparsity"])
+    assert alone.loc[(hierarchical, "0.3"), "lead"] == tables.NOT_RUN, "the counterpart was not run"
     assert table.loc[("l1", "0.3"), "accuracy"] == tables.NOT_RUN and table.loc[("group_lasso", "0.3"), "lead"] == ""
 
 

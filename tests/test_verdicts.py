@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_tables import MADE, METRICS, PLAIN, grid, keep, lasso, seeded  # noqa: F401
 
-from ffrlib import catalogue, store, tables, verdicts
-from ffrlib.files import REPOSITORY
+from ffrlib import catalogue, prose, store, tables, verdicts
 from ffrlib.spec import Pruning, key
 from ffrlib.verdicts import NOT_LOST, SPARSER, Part
 
@@ -274,6 +273,24 @@ def test_every_baseline_counts_for_pruned_nets(tmp_path, monkeypatch):
     assert verdicts.conclude("F3", judged) == "not supported"
 
 
+def test_records_of_other_code_are_marked_and_an_analogue_is_called_one(tmp_path):
+    records = flow_records(tmp_path, 5, gain=0.2)
+    records[-1]["stale"] = True  # the control of the last seed
+    found = verdicts.verdicts(records)
+    assert {v["claim"] for v in found for p in v["parts"] if p.get("stale")} == {"F4"}
+    text = verdicts.markdown(verdicts.verdicts(records + cut_records(tmp_path / "cut", 0.1, 400, 0.2)))
+    row = next(line for line in text.splitlines() if line.startswith("| both - control, removable_weight_share"))
+    assert " † |" in row and "| H4, an analogue | digits_cnn |" in text
+
+
+def test_a_verdict_waits_for_the_missing_seeds_of_a_strength(tmp_path):
+    records = flow_records(tmp_path, 5, gain=0.2)
+    stronger = catalogue.flow_arm(PLAIN, "both", 1.0)
+    records.append(keep(tmp_path, stronger, removable_weight_share=0.9))
+    f1 = verdict(verdicts.verdicts(records), "F1")
+    assert f1["effect"]["n"] == 5 and key(stronger) not in f1["records"]
+
+
 # -- files and prose ---------------------------------------------------------------------------------------------------
 def test_files_are_the_same_bytes_and_say_what_is_missing(tmp_path):
     records = flow_records(tmp_path, 5, gain=0.2)
@@ -290,30 +307,10 @@ def test_files_are_the_same_bytes_and_say_what_is_missing(tmp_path):
     )
 
 
-@given(st.dictionaries(st.sampled_from(["a", "b.c", "d_e"]), st.from_regex(r"\A[0-9.]{1,6}\Z"), min_size=1))
-def test_prose_is_refreshed_and_then_right(known):
-    text = (
-        "Before " + " and ".join(f"<!--value:{name}-->7<!--/value--> %" for name in ("a", "b.c", "d_e")) + ", 12 after."
-    )
-    new = verdicts.refreshed(text, known)
-    assert {name for name, _, _ in verdicts.prose_numbers(new, known)} == {"a", "b.c", "d_e"} - set(known)
-    assert all(right is None for _, _, right in verdicts.prose_numbers(new, known))
-    assert new.startswith("Before ") and new.endswith(" %, 12 after.") and verdicts.refreshed(new, known) == new
-    wrong = [name for name in known if known[name] != "7"]
-    assert [name for name, _, right in verdicts.prose_numbers(text, known) if right] == sorted(wrong)
-
-
-def test_numbers_in_our_prose_come_from_the_values_file():
-    path = REPOSITORY / "results" / "values.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    wrong = [(f.name, *w) for f in verdicts.prose_files() for w in verdicts.prose_numbers(f.read_text(), known)]
-    assert not wrong, "run python -m ffrlib.verdicts"
-
-
 def test_main_stops_at_a_damaged_record_and_refreshes_prose(results, tmp_path, monkeypatch, capsys):
     page = tmp_path / "README.md"
     page.write_text("It holds <!--value:records-->0<!--/value--> records.\n")
-    monkeypatch.setattr(verdicts, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(prose, "REPOSITORY", tmp_path)
     path = store.save(PLAIN, "finished", {}, METRICS, MADE | {"code": "x"}, results)
     verdicts.main()
     assert page.read_text() == "It holds <!--value:records-->1<!--/value--> records.\n"
@@ -321,10 +318,3 @@ def test_main_stops_at_a_damaged_record_and_refreshes_prose(results, tmp_path, m
     path.write_text("{")
     with pytest.raises(SystemExit, match=path.name):
         verdicts.main()
-
-
-def test_no_line_of_prose_begins_with_a_mark():
-    """Markdown takes a line that begins with a comment for HTML, and shows its stars and backticks as they are."""
-    for path in (p for p in verdicts.prose_files() if p.suffix == ".md"):
-        lines = [line for line in path.read_text().splitlines() if line.lstrip().startswith("<!--value")]
-        assert not lines, (path.name, lines)

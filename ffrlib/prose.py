@@ -1,0 +1,58 @@
+"""The numbers that prose may cite, each written `<!--value:NAME-->98.3<!--/value-->` in README, docs and notebooks."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import product
+from pathlib import Path
+
+from ffrlib import tables
+from ffrlib.files import REPOSITORY
+from ffrlib.spec import SCALES, require
+
+SHARES = ("_share", "_channels", "_sparsity", "_removed", "_kernels")  # how the names of metrics end that are shares
+CUT = ("score", "budget", "amount")
+CITED = {"1_hgsr_criteria": "strengths", "4_ffr_flow": "strengths", "3_hgsr_pruning": "cut", "5_ffr_pruning": "cut"}
+PROSE = ("README.md", "docs/*.md", "notebooks/*.ipynb", "notebooks/*/*.ipynb", "teaching/*.md")
+VALUE = re.compile(r"<!--value:([^>]+?)-->(.*?)<!--/value-->")
+
+
+def values(records: list[dict], found: list[dict]) -> dict[str, str]:
+    """Name -> text of each number that prose may cite, shares in percent: plain runs, every arm at the strength chosen
+    for weights, every cut, the verdicts `found`; e.g. `quick.digits_digits_cnn.both.test_accuracy`."""
+    own = {scale: tables.counted(records, scale) for scale in SCALES}  # a reader's own runs change no number
+    out = {"records": str(sum(map(len, own.values())))}
+    for scale, runs in own.items():
+        seconds = sum(r["provenance"]["seconds"] for r in runs)
+        out |= {f"{scale}.records": str(len(runs)), f"{scale}.minutes": f"{seconds / 60:.0f}"}
+    for scale, (experiment, kind) in product(SCALES, CITED.items()):
+        for row in tables.experiment_tables(experiment, scale, own[scale])[kind].to_dict("records"):
+            place = [scale, row["net"], row["arm"], *(["cut", *(row[n] for n in CUT)] if kind == "cut" else [])]
+            wanted = row["n"] and (kind == "cut" or row["arm"] == "plain" or "weights" in row["chosen for"])
+            metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
+            for metric in ["n", *metrics] if wanted else ():
+                value = row[metric]
+                shown = f"{100 * value:.1f}" if metric.endswith(SHARES) else tables.text(metric, value)
+                name = ".".join([*place, metric]).replace(", ", "_").replace(" ", "_")
+                require(out.setdefault(name, shown) == shown, f"the value {name}", shown, f"only {out[name]}")
+    for v in found:
+        place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")
+        out |= {f"{place}.verdict": v["verdict"], f"{place}.runs_needed": str(v["runs_needed"])}
+        out |= {f"{place}.{n}": f"{x:.2f}" for n, x in (v["effect"] or {}).items() if isinstance(x, float)}
+    return dict(sorted(out.items()))
+
+
+def numbers(text: str, known: dict[str, str]) -> list[tuple[str, str, str | None]]:
+    """(name, written, right) of each cited number that is not the known one; right is None for an unknown name."""
+    return [(name, shown, known.get(name)) for name, shown in VALUE.findall(text) if known.get(name) != shown]
+
+
+def files() -> list[Path]:
+    """The files whose cited numbers are refreshed and checked."""
+    return [path for pattern in PROSE for path in sorted(REPOSITORY.glob(pattern))]
+
+
+def refreshed(text: str, known: dict[str, str]) -> str:
+    """The text with every cited number as known; one with an unknown name is left as it is (`check` reports it)."""
+    return VALUE.sub(lambda m: f"<!--value:{m[1]}-->{known.get(m[1], m[2])}<!--/value-->", text)

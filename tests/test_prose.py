@@ -1,0 +1,57 @@
+"""The numbers in prose are those of the records, and each has one meaning."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tables import PLAIN, grid, keep, lasso  # noqa: F401
+
+from ffrlib import catalogue, prose, tables
+from ffrlib.files import REPOSITORY
+
+
+def test_cuts_of_other_budgets_and_of_tuned_nets_have_names_of_their_own(tmp_path):
+    cut = catalogue.cuts(PLAIN, ["loss_increase"], (0.5,), "loss_tolerance", 3, 0.02)
+    again = catalogue.cuts(PLAIN, ["loss_increase"], (0.5,), "macs_share", 3, 0.02)
+    records = [keep(tmp_path, s, test_accuracy=a) for s, a in ((*cut, 90.0), (*again, 60.0))]
+    cuts = [s for _, s in catalogue.published_resnet56() if (s.pruning.score, s.pruning.amount) == ("l1_norm", 0.5)]
+    records += [keep(tmp_path, s, test_accuracy=70.0 + s.recipe.epochs) for s in cuts if tables.arm_of(s) == "plain"]
+    found = {name: text for name, text in prose.values(records, []).items() if name.endswith(".test_accuracy")}
+    assert sorted(found.values()) == ["60.00", "70.00", "72.00", "90.00"], "two cuts share a name"
+    assert found["quick.digits_digits_cnn.plain.cut.loss_increase.macs_share.0.5.test_accuracy"] == "60.00"
+
+
+def test_one_name_with_two_numbers_is_refused(tmp_path, monkeypatch):
+    records = [keep(tmp_path, lasso(0.01)), keep(tmp_path, PLAIN)]
+    monkeypatch.setitem(tables.LABELS, "arm", lambda spec: "plain")
+    records[0]["metrics"]["test_accuracy"] = 90.0
+    with pytest.raises(ValueError, match="the value quick.digits_digits_cnn.plain"):
+        prose.values(records, [])
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b.c", "d_e"]), st.from_regex(r"\A[0-9.]{1,6}\Z"), min_size=1))
+def test_prose_is_refreshed_and_then_right(known):
+    text = (
+        "Before " + " and ".join(f"<!--value:{name}-->7<!--/value--> %" for name in ("a", "b.c", "d_e")) + ", 12 after."
+    )
+    new = prose.refreshed(text, known)
+    assert {name for name, _, _ in prose.numbers(new, known)} == {"a", "b.c", "d_e"} - set(known)
+    assert all(right is None for _, _, right in prose.numbers(new, known))
+    assert new.startswith("Before ") and new.endswith(" %, 12 after.") and prose.refreshed(new, known) == new
+    wrong = [name for name in known if known[name] != "7"]
+    assert [name for name, _, right in prose.numbers(text, known) if right] == sorted(wrong)
+
+
+def test_numbers_in_our_prose_come_from_the_values_file():
+    path = REPOSITORY / "results" / "values.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    wrong = [(f.name, *w) for f in prose.files() for w in prose.numbers(f.read_text(), known)]
+    assert not wrong, "run python -m ffrlib.verdicts"
+
+
+def test_no_line_of_prose_begins_with_a_mark():
+    """Markdown takes a line that begins with a comment for HTML, and shows its stars and backticks as they are."""
+    for path in (p for p in prose.files() if p.suffix == ".md"):
+        lines = [line for line in path.read_text().splitlines() if line.lstrip().startswith("<!--value")]
+        assert not lines, (path.name, lines)
