@@ -178,7 +178,7 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
                 low, high = low.clip(0, 100), high.clip(0, 100)
             ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
             ends.append((*points[points[:, 0].argmax(), :2], text, colour))
-    if len(middles := np.concatenate([points[:, 1] for points in lines.values()])):
+    if len(middles := np.concatenate([[], *(points[:, 1] for points in lines.values())])):
         room = max(np.ptp(middles), 0.02 * abs(middles.max()))
         bottom, top = ax.get_ylim()
         ax.set_ylim(max(bottom, middles.min() - room), min(top, middles.max() + room))

@@ -156,6 +156,12 @@ def test_the_middle_is_that_of_the_grid_even_where_its_weaker_side_is_still_to_c
     assert set(figures.at_middle(figures.rows(made))["strength"]) == {0.2}
 
 
+def test_no_row_at_all_is_said_to_be_not_run(hgsr):
+    rows = figures.rows(hgsr)
+    (ax,) = figures.arms(rows[rows["amount"] > 0], [("macs_left_share", "test_accuracy")], by="amount").axes
+    assert texts_of(ax) == ["not run"]
+
+
 def test_curves_do_not_mix_recipes(hgsr, tmp_path):
     longer = record(tmp_path, RunSpec(recipe=Recipe(epochs=30)))
     longer["curve"]["loss"] = [9.0, 9.0]
