@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from ffrlib import store, tables
 from ffrlib.catalogue import BASES, FFR_NETS, FLOW_ARMS, HGSR_NETS, HSQ_GL12, middle, strengths
 from ffrlib.files import results_folder, write_atomically
-from ffrlib.spec import CRITERIA, SCALES, key
+from ffrlib.spec import CRITERIA, SCALES, RunSpec, key
 
 BLUE, RED, GREEN, GOLD, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#00805E", "#B87A00", "#B4558A", "#767676", "#000000"
 STYLE = {
@@ -43,6 +43,7 @@ BESIDE = {"plain": LOOKS["plain"], "l1": ("L1", GREY, "-.", "v")}  # what HGSR's
 OTHERS = [(colour, line, "D") for line in ("-", "--", ":") for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]
 SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
          "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
+FIRST = {"1_hgsr_criteria": HGSR_NETS, "4_ffr_flow": FFR_NETS}  # the experiment that README shows of each paper
 PERCENT = {  # shares, which are shown in percent
     "unstructured_sparsity": "weights with |w| < 0.001 (%)", "removable_weight_share": "weights free to go (%)",
     "removable_channel_share": "channels free to go (%)", "macs_left_share": "MACs left (%)",
@@ -176,6 +177,8 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
             x_mean, _, low, high = points[points[:, 0].argsort()].T  # a line may turn back, its band may not
             if y in PERCENT or y.endswith("accuracy"):  # few seeds give intervals that reach beyond what can be
                 low, high = low.clip(0, 100), high.clip(0, 100)
+            if len(points) == 1:  # a band needs two
+                ax.vlines(x_mean, low, high, color=colour, alpha=0.35, linewidth=1)
             ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
             ends.append((*points[points[:, 0].argmax(), :2], text, colour))
     if len(middles := np.concatenate([[], *(points[:, 1] for points in lines.values())])):
@@ -253,6 +256,12 @@ def time_saved(measured: list[dict]) -> Figure:
     return fig
 
 
+def on_first_net(name: str, scale: str) -> list[RunSpec]:
+    """The cells of one of the two papers' first experiments on its first net: plain, and with each penalty."""
+    base = BASES[scale][FIRST[name][scale][0]]
+    return [s for s in tables.unseeded(name, scale) if tables.plain_of(s) == base]
+
+
 def readme(scale: str) -> Figure:
     """README's picture: what some of HGSR's criteria (left) and FFR's arms (right) free at what accuracy, without the
     strengths that cost more than five points."""
@@ -260,12 +269,10 @@ def readme(scale: str) -> Figure:
     fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
     looks = BESIDE | {"group_lasso": ("group lasso", BLUE, "-", "o"), HSQ_GL12: ("squared GL12", RED, "--", "s")}
     flow = LOOKS | {"both": ("length + curvature", *LOOKS["both"][1:])}
-    for ax, name, nets, own, title in (
-        (axes[0], "1_hgsr_criteria", HGSR_NETS, looks, "penalties on weights"),
-        (axes[1], "4_ffr_flow", FFR_NETS, flow, "on the feature flow"),
-    ):
-        base = BASES[scale][nets[scale][0]]
-        keys = {key(s) for s in tables.unseeded(name, scale) if tables.plain_of(s) == base}
+    titles = ("penalties on weights", "on the feature flow")
+    for ax, name, own, title in zip(axes, FIRST, (looks, flow), titles):
+        specs = on_first_net(name, scale)
+        base, keys = tables.plain_of(specs[0]), {key(s) for s in specs}
         frame = rows([r for r in records if r["key"] in keys])
         plot(ax, near(frame, 5), own, "removable_weight_share", "test_accuracy", "strength")
         ax.set(title=f"{title}: {base.model}, {base.data}")
@@ -292,15 +299,13 @@ def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
 def main() -> None:
     """Makes README's picture, of the largest scale at which every arm of both papers has three seeds of some strength,
     and that of the latencies."""
-    folder, both = results_folder(), ("1_hgsr_criteria", "4_ffr_flow")
+    folder, arms_of = results_folder(), dict(zip(FIRST, (CRITERIA, FLOW_ARMS)))
 
     def stored(scale: str, name: str) -> bool:
-        base = BASES[scale][(HGSR_NETS if name == both[0] else FFR_NETS)[scale][0]]
-        runs = [s for s in tables.unseeded(name, scale) if tables.plain_of(s) == base]
-        made = {tables.arm_of(s) for s in runs if all(store.record_path(replace(s, seed=k)).exists() for k in range(3))}
-        return made >= {"plain", *(CRITERIA if name == both[0] else FLOW_ARMS)}
+        seeds = lambda s: (store.record_path(replace(s, seed=k)).exists() for k in range(3))  # noqa: E731
+        return {tables.arm_of(s) for s in on_first_net(name, scale) if all(seeds(s))} >= {"plain", *arms_of[name]}
 
-    scale = next((s for s in reversed(SCALES) if all(stored(s, name) for name in both)), "quick")
+    scale = next((s for s in reversed(SCALES) if all(stored(s, name) for name in FIRST)), "quick")
     alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale};"
     alt += " strengths that cost over 5 points left out."
     paths = save(readme(scale), "readme", "", alt)
