@@ -268,7 +268,7 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
             few = min(number, {"quick": 3, "laptop": 1}.get(scale, number)) if priority >= 6 and not seeds else number
             for seed in range(1 if spec.init == "published" and not seeds else few):
                 seeded = replace(spec, seed=seed)
-                rank = (scale != "laptop" and seed >= 2, priority, seed, place)
+                rank = (seed >= 2, priority, seed, place)
                 found[seeded] = min(rank, found.get(seeded, rank))
     return sorted(found, key=found.get)
 
