@@ -111,17 +111,24 @@ def test_a_killed_worker_costs_no_record_and_changes_none(dask, results, tmp_pat
 
 
 @pytest.mark.slow
-def test_time_runs_out_and_what_was_begun_goes_on_elsewhere(dask, monkeypatch):
+def test_time_runs_out_and_what_was_begun_comes_home(dask, monkeypatch):
     dask.add_worker()
     run_specs([BASE], progress=False)
+    assert on(dask, [CUT]) == Summary(trained=1)  # the worker has loaded torch now: what follows is not a race with that
     waiting = replace(ENDLESS, seed=1)
     before = time.monotonic()
-    assert on(dask, [CUT, ENDLESS, waiting], minutes=0.25) == Summary(trained=1, missing=2)
+    assert on(dask, [CUT, ENDLESS, waiting], minutes=0.2) == Summary(reused=1, missing=2)
     assert time.monotonic() - before < 50
-    assert cache_path("checkpoints", ENDLESS, None).exists() and not cache_path("checkpoints", waiting, None).exists()
-    assert not dask.running(0)
+    assert cache_path("checkpoints", ENDLESS, None).exists()  # waiting's may be there: ENDLESS stops before the limit
+    wait_for(lambda: not dask.running(0), 10)
     monkeypatch.setenv("FFR_TRAIN", "never")
     assert on(dask, [CUT, ENDLESS]) == Summary(reused=1, missing=1)
+
+
+@pytest.mark.slow
+def test_what_no_worker_has_begun_in_time_is_given_up(dask, results):
+    assert on(dask, [BASE, ENDLESS], minutes=0.03) == Summary(missing=2)
+    assert not results.exists() or [f for f in results.rglob("*") if f.is_file()] == []
 
 
 @pytest.mark.slow
