@@ -66,10 +66,10 @@ class Cluster:
         return list((self.folder / f"worker-{number}").rglob("tmp*"))
 
     def kill_worker(self, number):
-        """kill -9 as soon as it has a run in progress."""
+        """kill -9 in the middle of a run; if the first one is over after half a second, in the next."""
         wait_for(lambda: self.running(number))
         time.sleep(0.5)
-        assert self.running(number)
+        wait_for(lambda: self.running(number))
         os.kill(self.workers[number].pid, signal.SIGKILL)
 
 
