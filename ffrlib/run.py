@@ -117,11 +117,22 @@ def children_deaf_to_ctrl_c():
             signal.signal(signal.SIGINT, before)
 
 
+def end_with_parent() -> None:
+    """In a worker: ends it when the process that started it is killed. It would train on, and a second call beside it."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
     """Runs jobs as single-threaded processes; those whose process was killed go on from checkpoints."""
     waiting, tries = list(jobs), 0
     while waiting:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
             with children_deaf_to_ctrl_c():
                 running = {pool.submit(run_job, *job, root, "cpu", 1, deadline): job for job in waiting}
             waiting = []

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,6 +269,7 @@ def test_workers_that_are_killed_again_and_again_end_the_call(tmp_path, monkeypa
 MAIN = """
 import math, sys
 from dataclasses import replace
+from pathlib import Path
 from ffrlib import catalogue, run, together
 from ffrlib.spec import Recipe, RunSpec
 catalogue.specs = lambda *a: [RunSpec(seed=k, recipe=Recipe(epochs=900)) for k in range({n})]
@@ -300,6 +302,32 @@ def test_ctrl_c_gives_one_message_and_leaves_a_checkpoint_whole(runs, tmp_path):
     assert "Traceback" not in err
     for path in folder.rglob("*.npz"):
         assert json.loads(bytes(np.load(path)["head"]))["epoch"] >= 1
+
+
+def alive(process: int) -> bool:
+    """Whether it runs: a process that nobody has waited for is still listed, as a zombie."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux which processes run")
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    child = start_main(MAIN.format(n=3), "--out", str(tmp_path / "out"), "--workers", "2")
+    folder = tmp_path / "out" / "cache" / "checkpoints"
+    while not list(folder.rglob("*.npz")) and child.poll() is None:
+        time.sleep(0.1)
+    workers = [int(p) for p in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split() if alive(int(p))]
+    assert len(workers) >= 2
+    child.kill()
+    child.wait()
+    end = time.monotonic() + 30
+    while any(map(alive, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    left = [w for w in workers if alive(w)]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert left == []
 
 
 @pytest.mark.slow
