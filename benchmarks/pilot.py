@@ -45,7 +45,7 @@ def arm_spec(base: RunSpec, arm: str, strength: float) -> RunSpec:
 
 def try_out(spec: RunSpec, images, device: str) -> tuple[float, float, str]:
     """(share of weights below 1e-3, validation accuracy, status) of a run."""
-    done = train_together([Trainer(spec, images, device)])[0]
+    done = train_together([Trainer(spec, images, device, starting_model(spec, images))])[0]  # published weights too
     prepare = (images.mean, images.std, precision(spec, device))
     accuracy = measure.accuracy(done.model, *images.validation, *prepare)[0]
     return measure.sparsity(done.model)["weights"], accuracy, done.status
