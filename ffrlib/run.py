@@ -118,7 +118,7 @@ def children_deaf_to_ctrl_c():
 
 
 def end_with_parent() -> None:
-    """In a worker: ends it when the process that started it is killed. It would train on, and a second call beside it."""
+    """In a worker: ends it when the process that started it is killed; it would train on beside the next call."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
