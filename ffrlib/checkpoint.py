@@ -16,13 +16,15 @@ import torch
 
 from ffrlib.files import write_atomically
 from ffrlib.spec import key
+from ffrlib.store import code_hash
 
 PLACE = ("epoch", "curve", "seconds", "failure")
 
 
 def identity(trainer) -> list:
     """What a checkpoint must share with the run that goes on from it."""
-    return [key(trainer.spec), trainer.spec.seed, trainer.images.digest, str(trainer.dtype), sorted(trainer.masks)]
+    spec, code = trainer.spec, code_hash(trainer.spec, trainer.device.type == "cuda")
+    return [key(spec), spec.seed, trainer.images.digest, str(trainer.dtype), sorted(trainer.masks), code]
 
 
 def tensors(trainer) -> dict[str, torch.Tensor]:
@@ -34,17 +36,23 @@ def tensors(trainer) -> dict[str, torch.Tensor]:
 def state(trainer) -> dict[str, np.ndarray]:
     """Copies of the tensors, the curve and the place of a run."""
     arrays = {name: value.cpu().numpy().copy() for name, value in tensors(trainer).items()}
-    head = {name: getattr(trainer, name) for name in PLACE}
+    head = {name: getattr(trainer, name) for name in PLACE} | {"threads": torch.get_num_threads()}
     arrays["head"] = np.frombuffer(json.dumps(head | {"identity": identity(trainer)}).encode(), np.uint8)
     return arrays
 
 
 @torch.no_grad()
 def load_state(trainer, arrays: dict[str, np.ndarray]) -> None:
-    """Puts a state back in place, so that a captured graph still reads the right addresses."""
-    for name, value in tensors(trainer).items():
+    """Puts a state back in place, so that a captured graph still reads the right addresses.
+
+    Raises KeyError or ValueError, the trainer untouched, where the state lacks an array or one has another shape.
+    """
+    head, own = json.loads(bytes(arrays["head"])), tensors(trainer)
+    for name, value in own.items():  # all or nothing: what is not whole must not have changed half of the net
+        if arrays[name].shape != tuple(value.shape):
+            raise ValueError(f"{name} has shape {arrays[name].shape}, the net's has {tuple(value.shape)}")
+    for name, value in own.items():
         value.copy_(torch.from_numpy(arrays[name]))
-    head = json.loads(bytes(arrays["head"]))
     for name in PLACE:
         setattr(trainer, name, head[name])
 
@@ -54,8 +62,17 @@ def save(trainer, path: Path) -> None:
     write_atomically(path, lambda file: np.savez(file, **state(trainer)))
 
 
+def threads(path: Path) -> int:
+    """With how many threads the run of a checkpoint was trained so far; 0 if none can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return json.loads(bytes(file["head"]))["threads"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return 0
+
+
 def restore(trainer, path: Path) -> bool:
-    """Goes on from a checkpoint of the same settings, seed, data and precision; says whether it did.
+    """Goes on from a checkpoint of the same settings, seed, data, precision and code; says whether it did.
 
     One of another run is left alone, a damaged one too, with a warning: the run then starts from its beginning.
     """

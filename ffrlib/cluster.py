@@ -30,9 +30,17 @@ def paths_of(specs: list[RunSpec], root: Path) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in paths}
 
 
+def outdated(specs: list[RunSpec], root: Path | None) -> list[Path]:
+    """The records of a job that FFR_STALE=rerun makes anew, and the weights of its base if they go with one."""
+    stale = [spec for spec in specs if store.lookup(spec, root) and not store.current(spec, root)]
+    weights = [cache_path("weights", spec, root) for spec in stale[:1] if spec == specs[0]]
+    return [store.record_path(spec, root) for spec in stale] + weights
+
+
 def contents(specs: list[RunSpec], root: Path) -> dict[str, bytes]:
     """What there is of a job's files, as far as it may travel."""
-    found = {name: path for name, path in paths_of(specs, root).items() if path.exists()}
+    old = outdated(specs, root)
+    found = {name: path for name, path in paths_of(specs, root).items() if path.exists() and path not in old}
     return {name: path.read_bytes() for name, path in found.items() if path.stat().st_size <= PORTABLE}
 
 
@@ -59,9 +67,10 @@ def work(settings: list[dict], code: list[str], files: dict[str, bytes], device:
 
 def keep(specs: list[RunSpec], root: Path, files: dict[str, bytes]) -> None:
     """Writes what came back of a job: records that are new, once verified, then weights and checkpoint."""
+    old = outdated(specs, root)
     for name, path in paths_of(specs, root).items():
         record = path.suffix == ".json"
-        if name in files and not (record and path.exists()):
+        if name in files and not (record and path.exists() and path not in old):
             if record:
                 store.parse(files[name], path)
             write_atomically(path, files[name])

@@ -10,16 +10,10 @@ import argparse
 import functools
 import json
 import math
-import multiprocessing
 import os
-import signal
 import sys
 import tarfile
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -27,8 +21,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ffrlib import fetch, store
+from ffrlib import checkpoint, fetch, store
 from ffrlib.cluster import on_cluster
+from ffrlib.files import write_atomically
 from ffrlib.jobs import (
     PORTABLE,
     cache_path,
@@ -36,21 +31,20 @@ from ffrlib.jobs import (
     needs_training,
     portable,
     run_cuts,
-    run_job,
     save_base,
     starting_model,
     trainer_of,
 )  # fmt: skip
 from ffrlib.models import published
-from ffrlib.spec import RunSpec, base_of, choose, key
+from ffrlib.spec import RunSpec, base_of, choose
 from ffrlib.together import train_together
 from ffrlib.training import deterministic
+from ffrlib.workers import Job, drop_outdated, on_cores, short_of_memory, start_job
 
 TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}
 # Runs at once on one GPU (others: 8). Compiled there from 50 epochs on: 20 s of compiling win 25 % of VGG16's time.
 COMPILED = ("vgg16", "vgg19")
-RETRIES = 2  # after worker processes were killed, without a run finished in between
-Job = tuple[RunSpec, list[RunSpec]]  # a base run and the cuts that start from it
+RESERVE = 0.05  # of the minutes, up to 30 s: for measuring and writing what has been trained
 
 
 @dataclass(frozen=True)
@@ -71,16 +65,14 @@ class Summary:
 def jobs_of(specs: list[RunSpec], root=None) -> tuple[list[Job], int]:
     """The missing runs of `specs`, each base with its cuts, in the order given; and how many records exist.
 
-    With FFR_STALE=rerun a record made by other code counts as missing and is taken away.
+    With FFR_STALE=rerun a record made by other code counts as missing; `start_job` takes it away.
     """
     jobs: dict[RunSpec, list[RunSpec]] = {}
     reused = 0
     for spec in dict.fromkeys(specs):
-        if known := store.lookup(spec, root):
-            if not known["stale"] or os.environ.get("FFR_STALE") != "rerun":
-                reused += 1
-                continue
-            Path(known["path"]).unlink()
+        if store.current(spec, root):
+            reused += 1
+            continue
         cuts = jobs.setdefault(base_of(spec), [])
         if spec != base_of(spec):
             cuts.append(spec)
@@ -105,59 +97,6 @@ def present(jobs: list[Job]) -> list[Job]:
     return [(base, cuts) for base, cuts in jobs if fits(base)]
 
 
-@contextmanager
-def children_deaf_to_ctrl_c():
-    """A terminal sends Ctrl-C to all processes; those started in here leave the answer to their parent."""
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
-    try:
-        yield
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, before)
-
-
-def end_with_parent() -> None:
-    """In a worker: ends it when the process that started it is killed; it would train on beside the next call."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
-    """Runs jobs as single-threaded processes; those whose process was killed go on from checkpoints."""
-    waiting, tries = list(jobs), 0
-    while waiting:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
-            with children_deaf_to_ctrl_c():
-                running = {pool.submit(run_job, *job, root, "cpu", 1, deadline): job for job in waiting}
-            waiting = []
-            try:
-                for future in as_completed(running):
-                    base, cuts = running[future]
-                    try:
-                        future.result()
-                        bar.update(1)
-                        tries = 0
-                    except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
-                        waiting.append((base, [c for c in cuts if store.lookup(c, root) is None]))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-        tries += bool(waiting)
-        if tries > RETRIES:
-            raise RuntimeError(
-                f"worker processes were killed {tries} times without a run finished in between, perhaps for lack of "
-                f"memory; use fewer workers ({len(waiting)} runs are left, the first is {key(waiting[0][0])})"
-            )
-
-
 def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
     """Runs jobs in groups of equal data, net and recipe, each group at once on the card."""
     shape, waiting = attrgetter("data", "train_size", "model", "shortcut", "width", "init", "recipe"), list(jobs)
@@ -170,6 +109,8 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
         group = [job for job in waiting if shape(job[0]) == shape(first)][: together or TOGETHER.get(first.model, 8)]
         waiting = [job for job in waiting if job not in group]
         images = images_of(first, device)
+        for job in group:
+            drop_outdated(*job, root)
         new = [job for job in group if needs_training(*job, root)]
         compiled = first.model in COMPILED and first.recipe.epochs >= 50
         trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
@@ -193,6 +134,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_for(job: Job, root, workers: int) -> int:
+    """How many threads a run that is alone gets: as many as its checkpoint had, so that it ends bitwise the same."""
+    given = 1 if job[0].data == "digits" else workers or cores()
+    return checkpoint.threads(cache_path("checkpoints", job[0], root)) or given
+
+
 def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, device: str = "",
               minutes: float = math.inf, together: int = 0, progress: bool = True,
               scheduler: str = "") -> Summary:  # fmt: skip
@@ -206,9 +153,10 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     whose images or published weights are not to be had are left out, with a line on stderr, and count as missing.
     """
     scheduler = scheduler or os.environ.get("FFR_SCHEDULER", "")
-    deadline = time.monotonic() + 60 * minutes
+    deadline = time.monotonic() + 60 * minutes - min(RESERVE * 60 * minutes, 30)
+    store.note_code()
     jobs, reused = jobs_of(specs, root)
-    missing = [spec for base, cuts in jobs for spec in ([base] if store.lookup(base, root) is None else []) + cuts]
+    missing = [spec for base, cuts in jobs for spec in ([base] if store.current(base, root) is None else []) + cuts]
     if not device:
         paper = any(base.scale == "paper" for base, _ in jobs)
         device = "cuda" if paper and torch.cuda.is_available() and not scheduler else "cpu"
@@ -225,16 +173,17 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
             elif device == "cuda":
                 on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
-                threads = 1 if jobs[0][0].data == "digits" else workers or cores()
-                run_job(*jobs[0], root, device, threads, deadline)
+                start_job(*jobs[0], root, device, threads_for(jobs[0], root, workers), deadline)
                 bar.update(1)
             else:
                 on_cores(jobs, root, min(workers or cores(), len(jobs)), deadline, bar)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not short_of_memory(error):
+            raise
         reason = (str(error).splitlines() or ["no details"])[0]
         hint = "use fewer workers, or --together 1 on a GPU; finished records are kept"
         raise RuntimeError(f"out of memory ({reason}); {hint}") from None
-    made = [record["status"] for record in (store.lookup(spec, root) for spec in missing) if record]
+    made = [record["status"] for record in (store.current(spec, root) for spec in missing) if record]
     return note(Summary(reused, len(made), made.count("diverged"), len(missing) - len(made)))
 
 
@@ -249,11 +198,23 @@ def note(summary: Summary) -> Summary:
 
 def pack(root: Path, name: str, folder: str) -> None:
     """One archive of a folder of the store, to carry from one machine to another (files that are small enough)."""
-    files = sorted(f for f in (root / folder).rglob("*.*") if f.is_file() and f.stat().st_size <= PORTABLE)
+    found = (f for f in (root / folder).rglob("*.*") if f.is_file() and not f.name.startswith("."))
+    files = sorted(f for f in found if f.stat().st_size <= PORTABLE)
+
+    def write(file) -> None:
+        with tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for path in files:
+                archive.add(path, arcname=str(path.relative_to(root)))
+
     if files:
-        with tarfile.open(root / name, "w:gz") as archive:
-            for file in files:
-                archive.add(file, arcname=str(file.relative_to(root)))
+        write_atomically(root / name, write)
+
+
+def bring_bases(specs: list[RunSpec], root: Path) -> None:
+    """Copies to a store of its own the records of the bases whose cuts it will make: no run gets a second record."""
+    for base in {base_of(spec) for spec in specs} - set(specs):
+        if store.current(base) and not (path := store.record_path(base, root)).exists():
+            write_atomically(path, store.record_path(base).read_bytes())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -279,7 +240,8 @@ def main(arguments: list[str] | None = None) -> None:
             deterministic()
         specs = [s for s in catalogue.specs(given.scale, given.experiment or None) if given.model in ("", s.model)]
         if given.out:  # what the main store holds need not be made again
-            specs = [s for s in specs if store.lookup(s) is None]
+            specs = [s for s in specs if store.current(s) is None]
+            bring_bases(specs, given.out)
         summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together,
                             scheduler=given.scheduler)  # fmt: skip
         if given.out:

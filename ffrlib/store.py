@@ -91,6 +91,13 @@ def _commit() -> tuple[str, bool | None]:
         return os.environ.get("FFR_COMMIT", "unknown"), None
 
 
+def note_code() -> None:
+    """Reads commit and code now: a process whose files are edited while it runs must not name the new ones."""
+    _commit()
+    for path in (REPOSITORY / "ffrlib").rglob("*.py"):
+        _syntax_digest(path.relative_to(REPOSITORY / "ffrlib").with_suffix("").as_posix())
+
+
 @functools.cache
 def cpu_type() -> str:
     """Name and family numbers of this CPU: what floating-point results may depend on."""
@@ -148,12 +155,11 @@ def parse(content: bytes, path: Path | str) -> dict:
     try:
         record = json.loads(content)
         spec = from_dict(record["settings"])
-        named = f"--{record['key']}-s{record['seed']}.json"
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']}, this code reads {FORMAT}")
         same = (key(spec), spec.seed, spec.scale) == (record["key"], record["seed"], record["scale"])
-        if not same or not Path(path).name.endswith(named):
-            raise ValueError("its settings do not hash to its name")
+        if not same or Path(path).parts[-3:] != record_path(spec).parts[-3:]:  # elsewhere it would count twice
+            raise ValueError("its settings do not hash to its name and folder")
         for part, kind in (("status", str), ("curve", dict), ("metrics", dict), ("provenance", dict)):
             if not isinstance(record.get(part), kind):
                 raise ValueError(f"it lacks {part}")
@@ -173,6 +179,12 @@ def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
     """The stored record of `spec`, or None. Raises ValueError for a damaged one: it is never silently skipped."""
     path = record_path(spec, root)
     return read(path) if path.exists() else None
+
+
+def current(spec: RunSpec, root: Path | None = None) -> dict | None:
+    """As `lookup`, but None for a record made by other code where those are to be made anew (FFR_STALE=rerun)."""
+    record = lookup(spec, root)
+    return None if record and record["stale"] and os.environ.get("FFR_STALE") == "rerun" else record
 
 
 def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[dict], list[Problem]]:

@@ -6,6 +6,7 @@ A CPU run's code hash therefore leaves this module out (see `store.modules_of`).
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -78,15 +79,15 @@ def save_all(trainers: list[Trainer], paths: dict) -> None:
             checkpoint.save(trainer, paths[trainer])
 
 
-def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.0, deadline: float = math.inf,
+def train_together(trainers: list[Trainer], checkpoints=None, every: float | None = None, deadline: float = math.inf,
                    report=None, must_finish: bool = False) -> list[Trained]:  # fmt: skip
     """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
 
     Each computes what it would compute alone. On a GPU it replays its captured step on its own stream, so the runs fill
     the card together; on a CPU they take turns step by step (give it one). `checkpoints`: a path for each trainer or
-    None; read first, written at most every `every` seconds, and when pausing. `report(trainer)` is called after each of
-    its epochs. `must_finish`: pause as soon as the measured speed says that the end is out of reach (for runs whose
-    checkpoint cannot travel).
+    None; read first, written at most every `every` seconds (FFR_CHECKPOINT_SECONDS, or 60), and when pausing.
+    `report(trainer)` is called after each of its epochs. `must_finish`: pause as soon as the measured speed says that
+    the end is out of reach (for runs whose checkpoint cannot travel).
     """
     paths = {trainer: path for trainer, path in zip(trainers, checkpoints or []) if path is not None}
     for trainer in trainers:
@@ -96,6 +97,7 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float = 60.
             capture(trainer)
     active = [t for t in trainers if not t.finished]
     slowest = sum(epoch_seconds(t) for t in active) if deadline < math.inf else 0.0
+    every = float(os.environ.get("FFR_CHECKPOINT_SECONDS", 60)) if every is None else every
     saved, unsaved = time.monotonic(), False
     while active:
         start = time.monotonic()

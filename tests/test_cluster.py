@@ -114,7 +114,7 @@ def test_a_killed_worker_costs_no_record_and_changes_none(dask, results, tmp_pat
 def test_time_runs_out_and_what_was_begun_comes_home(dask, monkeypatch):
     dask.add_worker()
     run_specs([BASE], progress=False)
-    assert on(dask, [CUT]) == Summary(trained=1)  # the worker has loaded torch now: what follows is not a race with that
+    assert on(dask, [CUT]) == Summary(trained=1)  # the worker has loaded torch now: no race with that
     waiting = replace(ENDLESS, seed=1)
     before = time.monotonic()
     assert on(dask, [CUT, ENDLESS, waiting], minutes=0.2) == Summary(reused=1, missing=2)
@@ -199,3 +199,17 @@ def test_a_record_that_comes_back_damaged_or_known_is_not_written(results, tmp_p
     before = path.stat().st_mtime_ns
     cluster.keep([BASE], results, sent)
     assert path.read_bytes() == sent[name] and path.stat().st_mtime_ns == before
+
+
+def test_what_is_made_anew_neither_travels_nor_stands_in_the_way(results, tmp_path, monkeypatch):
+    run_specs([BASE, CUT], progress=False)
+    names = set(cluster.contents([BASE, CUT], results))
+    assert len(names) == 3  # two records, the weights
+    monkeypatch.setattr(store, "code_hash", lambda *_: "new code")
+    assert set(cluster.contents([BASE, CUT], results)) == names
+    monkeypatch.setenv("FFR_STALE", "rerun")
+    assert cluster.contents([BASE, CUT], results) == {}
+    run_specs([BASE], tmp_path / "anew", progress=False)
+    sent = cluster.contents([BASE], tmp_path / "anew")
+    cluster.keep([BASE], results, sent)
+    assert [store.record_path(BASE).read_bytes()] == list(sent.values()) and not store.lookup(BASE)["stale"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffrlib import checkpoint, files, jobs, run, store, together, training
+from ffrlib import checkpoint, files, jobs, run, store, together, training, workers
 from ffrlib.run import Summary, cache_path, jobs_of, run_specs
 from ffrlib.spec import FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, base_of
 
@@ -101,16 +101,27 @@ def test_jobs_gather_the_cuts_of_a_base(root):
 
 
 def test_stale_records_are_kept_unless_asked(root, monkeypatch):
+    path, weights = store.record_path(BASE, root), cache_path("weights", BASE, root)
+    old = path.read_bytes(), weights.read_bytes()
     monkeypatch.setattr(store, "code_hash", lambda *_: "new code")
-    assert jobs_of([BASE], root) == ([], 1) and store.record_path(BASE, root).exists()
+    assert jobs_of([BASE], root) == ([], 1)
     monkeypatch.setenv("FFR_STALE", "rerun")
-    assert jobs_of([BASE], root) == ([(BASE, [])], 0) and not store.record_path(BASE, root).exists()
+    assert jobs_of([BASE], root) == ([(BASE, [])], 0)
+    with monkeypatch.context() as patch:  # it stays until its turn has come
+        patch.setenv("FFR_TRAIN", "never")
+        assert run_quietly([BASE], root) == Summary(missing=1)
+    assert run_quietly([BASE], root, minutes=0) == Summary(missing=1)
+    assert (path.read_bytes(), weights.read_bytes()) == old
+    assert run_quietly([BASE], root) == Summary(trained=1)
+    assert path.read_bytes() != old[0] and not store.lookup(BASE, root)["stale"]
+    assert not weights.exists(), "a cut would start from weights that are not those of the record"
+    assert run_quietly([BASE], root) == Summary(reused=1)
 
 
 def test_nothing_is_trained_when_told_so(root, monkeypatch, tmp_path):
     monkeypatch.setenv("FFR_TRAIN", "never")
     monkeypatch.setenv("FFR_SUMMARY", str(tmp_path / "summary"))
-    monkeypatch.setattr(run, "run_job", None)
+    monkeypatch.setattr(run, "start_job", None)
     assert run_quietly([BASE, SMOOTH, cut(replace(BASE, seed=1))], root) == Summary(reused=1, missing=3)
     assert json.loads((tmp_path / "summary").read_text()) == {"reused": 1, "trained": 0, "diverged": 0, "missing": 3}
 
@@ -190,6 +201,14 @@ def test_a_diverged_base_and_its_cuts_have_records_that_say_so(tmp_path):
     assert run_quietly([wild, cut(wild)], tmp_path) == Summary(reused=2)
 
 
+def test_a_lonely_run_goes_on_with_the_threads_that_it_had(tmp_path, monkeypatch):
+    spec = replace(BASE, data="cifar10", model="alexnet_small", train_size=0)
+    monkeypatch.setattr(checkpoint, "threads", lambda path: {cache_path("checkpoints", spec, tmp_path): 1}[path])
+    assert run.threads_for((spec, []), tmp_path, 8) == 1
+    monkeypatch.setattr(checkpoint, "threads", lambda path: 0)
+    assert run.threads_for((spec, []), tmp_path, 8) == 8 and run.threads_for((BASE, []), tmp_path, 8) == 1
+
+
 # -- cut off -----------------------------------------------------------------------------------------------------------
 def test_no_time_left_starts_nothing(tmp_path):
     assert run_quietly([BASE, SMOOTH], tmp_path, minutes=0, workers=2) == Summary(missing=2)
@@ -215,6 +234,7 @@ def test_time_runs_out_within_a_run_and_it_goes_on_later(trained, tmp_path, monk
     monkeypatch.setattr(together, "time", clock)
     monkeypatch.setattr(run, "time", clock)
     monkeypatch.setattr(jobs, "time", clock)
+    monkeypatch.setattr(workers, "time", clock)
     monkeypatch.setattr(training.Trainer, "end_epoch", slow)
     assert run_quietly([BASE], tmp_path, minutes=1) == Summary(missing=1)
     assert cache_path("checkpoints", BASE, tmp_path).exists()
@@ -251,18 +271,33 @@ class Bar:
 def test_a_killed_worker_is_replaced(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("DEATHS", "2")
     bar = Bar()
-    monkeypatch.setattr(run, "run_job", deadly)
-    run.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, bar)
+    monkeypatch.setattr(workers, "start_job", deadly)
+    workers.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, bar)
     assert bar.n == 2 and store.lookup(SMOOTH, tmp_path)
     assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
+
+
+def faulty(base, cuts, root, *rest):
+    """A worker for which one of the runs is too much."""
+    if base == BASE:
+        raise ValueError("this run alone")
+    jobs.run_job(base, cuts, root, *rest)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "start_job", faulty)
+    with pytest.raises(ValueError, match="this run alone"):
+        workers.on_cores([(BASE, []), (SMOOTH, []), (replace(BASE, seed=1), [])], tmp_path, 1, math.inf, Bar())
+    assert store.lookup(SMOOTH, tmp_path) and store.lookup(replace(BASE, seed=1), tmp_path)
 
 
 @pytest.mark.slow
 def test_workers_that_are_killed_again_and_again_end_the_call(tmp_path, monkeypatch):
     monkeypatch.setenv("DEATHS", "99")
-    monkeypatch.setattr(run, "run_job", deadly)
+    monkeypatch.setattr(workers, "start_job", deadly)
     with pytest.raises(RuntimeError, match="killed 3 times.*use fewer workers"):
-        run.on_cores([(BASE, [])], tmp_path, 1, math.inf, Bar())
+        workers.on_cores([(BASE, [])], tmp_path, 1, math.inf, Bar())
     assert len(list(tmp_path.glob("mark-*"))) == 3
 
 
@@ -270,10 +305,9 @@ MAIN = """
 import math, sys
 from dataclasses import replace
 from pathlib import Path
-from ffrlib import catalogue, run, together
+from ffrlib import catalogue, run
 from ffrlib.spec import Recipe, RunSpec
 catalogue.specs = lambda *a: [RunSpec(seed=k, recipe=Recipe(epochs=900)) for k in range({n})]
-together.train_together.__defaults__ = (None, 0.0, math.inf, None, False)  # a checkpoint each epoch
 run.main(sys.argv[1:])
 """
 
@@ -281,7 +315,7 @@ run.main(sys.argv[1:])
 def start_main(code: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], cwd=files.REPOSITORY, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1", "FFR_CHECKPOINT_SECONDS": "0"},
     )  # fmt: skip
 
 
@@ -292,7 +326,7 @@ def test_ctrl_c_gives_one_message_and_leaves_a_checkpoint_whole(runs, tmp_path):
     folder, said = tmp_path / "out" / "cache" / "checkpoints", ""
     while "runs on cpu" not in said and child.poll() is None:
         said += child.stderr.read(1)
-    while runs == 1 and not list(folder.rglob("*.npz")) and child.poll() is None:
+    while not list(folder.rglob("*.npz")) and child.poll() is None:
         time.sleep(0.1)
     time.sleep(1)
     assert child.poll() is None
@@ -302,6 +336,43 @@ def test_ctrl_c_gives_one_message_and_leaves_a_checkpoint_whole(runs, tmp_path):
     assert "Traceback" not in err
     for path in folder.rglob("*.npz"):
         assert json.loads(bytes(np.load(path)["head"]))["epoch"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2], ids=["one run", "workers"])
+def test_killed_in_the_middle_the_same_command_gives_the_same_records(count, tmp_path):
+    """kill -9 of the command and its workers, as soon as each run has another epoch on the disk, several times over."""
+    specs = [replace(BASE, seed=k, recipe=replace(BASE.recipe, epochs=60)) for k in range(count)]
+    code = MAIN.format(n=0).replace("range(0)", f"range({count})").replace(
+        "RunSpec(seed=k, recipe=Recipe(epochs=900))", repr(specs[0]).replace("seed=0", "seed=k"))  # fmt: skip
+    code = code.replace("import Recipe, RunSpec", "import *")
+    out, kills = tmp_path / "out", 0
+    paths = [cache_path("checkpoints", spec, out) for spec in specs]
+    reached = [0] * count
+    while kills < 4 - count:
+        child = start_main(code, "--out", str(out), "--workers", str(count))
+        while child.poll() is None and not all(epoch_of(p) > n for p, n in zip(paths, reached)):
+            time.sleep(0.02)
+        if child.poll() is not None:
+            break
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        kills += 1
+        reached = [epoch_of(path) for path in paths]
+    assert kills >= 2 and min(reached) >= 2
+    done = start_main(code, "--out", str(out), "--workers", str(count))
+    assert done.communicate()[0].strip() == f"0 records reused, {count} trained"
+    for spec in specs:
+        run_quietly([spec], tmp_path / "alone", workers=1)
+        assert without_time(store.lookup(spec, out)) == without_time(store.lookup(spec, tmp_path / "alone"))
+
+
+def epoch_of(path: Path) -> int:
+    try:
+        with np.load(path) as file:
+            return json.loads(bytes(file["head"]))["epoch"]
+    except FileNotFoundError:
+        return 0
 
 
 def alive(process: int) -> bool:
@@ -317,16 +388,17 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     folder = tmp_path / "out" / "cache" / "checkpoints"
     while not list(folder.rglob("*.npz")) and child.poll() is None:
         time.sleep(0.1)
-    workers = [int(p) for p in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split() if alive(int(p))]
-    assert len(workers) >= 2
+    known = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    started = [int(process) for process in known if alive(int(process))]
+    assert len(started) >= 2
     child.kill()
     child.wait()
     end = time.monotonic() + 30
-    while any(map(alive, workers)) and time.monotonic() < end:
+    while any(map(alive, started)) and time.monotonic() < end:
         time.sleep(0.1)
-    left = [w for w in workers if alive(w)]
-    for worker in left:
-        os.kill(worker, signal.SIGKILL)
+    left = [process for process in started if alive(process)]
+    for process in left:
+        os.kill(process, signal.SIGKILL)
     assert left == []
 
 
@@ -363,6 +435,32 @@ def test_a_checkpoint_travels(trained, tmp_path):
     assert without_time(store.lookup(BASE, tmp_path / "b")) == without_time(store.lookup(BASE, trained))
 
 
+def test_packing_is_whole_or_not_at_all_and_leaves_out_half_written_files(root, monkeypatch):
+    run.pack(root, "records.tar.gz", "runs")
+    before = (root / "records.tar.gz").read_bytes()
+    (store.record_path(BASE, root).parent / ".half.json.xyz").write_text("{")
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "add", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.pack(root, "records.tar.gz", "runs")
+    assert (root / "records.tar.gz").read_bytes() == before
+    run.pack(root, "records.tar.gz", "runs")
+    with tarfile.open(root / "records.tar.gz") as archive:
+        assert archive.getnames() == [store.record_path(BASE, root).relative_to(root).as_posix()]
+
+
+def test_a_store_of_its_own_gets_no_second_record_of_a_base(trained, results, tmp_path, monkeypatch):
+    from ffrlib import catalogue
+
+    for spec in (BASE, cut(epochs=1)):
+        store.record_path(spec).parent.mkdir(parents=True, exist_ok=True)
+        store.record_path(spec).write_bytes(store.record_path(spec, trained).read_bytes())
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [BASE, cut(epochs=1), cut(amount=0.6)])
+    run.main(["--out", str(tmp_path / "out")])
+    assert store.lookup(cut(amount=0.6), tmp_path / "out") and not store.lookup(cut(epochs=1), tmp_path / "out")
+    assert store.record_path(BASE, tmp_path / "out").read_bytes() == store.record_path(BASE).read_bytes()
+
+
 # -- what cannot be written --------------------------------------------------------------------------------------------
 def test_a_full_disk_is_one_message_and_the_call_can_be_repeated(root, monkeypatch, capsys):
     from ffrlib import catalogue
@@ -391,12 +489,18 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
         run_quietly([BASE], tmp_path)
 
 
-@pytest.mark.parametrize("error", [MemoryError("cannot allocate"), torch.OutOfMemoryError("CUDA out of memory. Tried")])
+MEMORY = (
+    MemoryError("cannot allocate"), torch.OutOfMemoryError("CUDA out of memory. Tried"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("error", MEMORY)
 def test_lack_of_memory_is_one_sentence(error, tmp_path, monkeypatch):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(run, "run_job", fail)
+    monkeypatch.setattr(run, "start_job", fail)
     with pytest.raises(RuntimeError, match="out of memory .*use fewer workers"):
         run_quietly([BASE], tmp_path)
 

@@ -400,6 +400,27 @@ def test_a_checkpoint_that_is_cut_off_is_not_used(share, few, tmp_path):
     assert same(before, checkpoint.state(trainer))
 
 
+@pytest.mark.parametrize("change", ["absent", "shape"])
+def test_a_checkpoint_that_does_not_fit_leaves_the_net_untouched(change, few, tmp_path):
+    arrays = checkpoint.state(write_checkpoint(few, tmp_path / "run.npz", epochs=1))
+    last = [name for name in arrays if name != "head"][-1]
+    arrays = {n: v for n, v in arrays.items() if n != last} | ({last: np.zeros(3)} if change == "shape" else {})
+    np.savez(tmp_path / "run.npz", **arrays)
+    trainer = Trainer(AGAIN, few)
+    before = checkpoint.state(trainer)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert not checkpoint.restore(trainer, tmp_path / "run.npz")
+    assert same(before, checkpoint.state(trainer))
+
+
+def test_a_checkpoint_of_other_code_is_not_used_and_tells_its_threads(few, tmp_path, monkeypatch):
+    write_checkpoint(few, tmp_path / "run.npz", epochs=1)
+    assert checkpoint.threads(tmp_path / "run.npz") == torch.get_num_threads()
+    assert checkpoint.threads(tmp_path / "none.npz") == 0
+    monkeypatch.setattr(checkpoint, "code_hash", lambda *_: "other")
+    assert not checkpoint.restore(Trainer(AGAIN, few), tmp_path / "run.npz")
+
+
 def test_a_flipped_byte_in_a_checkpoint_is_noticed(few, tmp_path):
     path = tmp_path / "run.npz"
     write_checkpoint(few, path, epochs=1)

@@ -1,0 +1,108 @@
+"""Runs on the cores of one machine, as single-threaded processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+
+import torch
+
+from ffrlib import store
+from ffrlib.cluster import outdated
+from ffrlib.jobs import run_job
+from ffrlib.spec import RunSpec, key
+
+RETRIES = 2  # after worker processes were killed, without a run finished in between
+Job = tuple[RunSpec, list[RunSpec]]  # a base run and the cuts that start from it
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Whether memory was short: on a CPU torch says so in a RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def children_deaf_to_ctrl_c():
+    """A terminal sends Ctrl-C to all processes; those started in here leave the answer to their parent."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None
+    try:
+        yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+
+
+def drop_outdated(base: RunSpec, cuts: list[RunSpec], root) -> None:
+    for path in outdated([base, *cuts], root):
+        path.unlink(missing_ok=True)
+
+
+def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: int, deadline: float) -> None:
+    """`run_job`, once what FFR_STALE=rerun makes anew is out of its way: not before its turn has come."""
+    if time.monotonic() < deadline:
+        drop_outdated(base, cuts, root)
+        run_job(base, cuts, root, device, threads, deadline)
+
+
+def begin_worker() -> None:
+    """In a worker: ends it when the process that started it is killed; it would train on beside the next call."""
+    store.note_code()
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
+    """Runs jobs as single-threaded processes; those whose process was killed go on from checkpoints.
+
+    A job that raises does not stop the others: the first error is raised when they are done. Errors that concern all
+    (the disk, memory) are raised at once.
+    """
+    waiting, tries, errors = list(jobs), 0, []
+    while waiting:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, initializer=begin_worker) as pool:
+            running, waiting, left = {}, [], list(waiting)
+            try:
+                with children_deaf_to_ctrl_c(), suppress(BrokenProcessPool):  # it may break before all are handed over
+                    while left:
+                        running[pool.submit(start_job, *left[0], root, "cpu", 1, deadline)] = left[0]
+                        left.pop(0)
+                for future in as_completed(running):
+                    base, cuts = running[future]
+                    try:
+                        future.result()
+                        bar.update(1)
+                        tries = 0
+                    except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
+                        waiting.append((base, [c for c in cuts if store.current(c, root) is None]))
+                    except (OSError, MemoryError):
+                        raise
+                    except Exception as error:
+                        if short_of_memory(error):
+                            raise
+                        errors.append(error)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+            waiting += left
+        tries += bool(waiting)
+        if tries > RETRIES:
+            raise RuntimeError(
+                f"worker processes were killed {tries} times without a run finished in between, perhaps for lack of "
+                f"memory; use fewer workers ({len(waiting)} runs are left, the first is {key(waiting[0][0])})"
+            )
+    if errors:
+        raise errors[0]
