@@ -6,7 +6,8 @@
 An arm's search starts where its first push on the weights equals that of L1 at `--centre`, and walks by factors of 3:
 up until the arm has 90 % of weights below 1e-3 or has lost five points of validation accuracy, down until it has fewer
 than 30 %. Kept are `count` strengths of that range. The arms of FFR and network slimming, which push no weight
-directly, walk down until they lose less than five points, and keep the `count` largest strengths that do. With
+directly, walk down until they lose less than five points, and keep the `count` largest strengths that do; so does
+any arm of which one strength alone is wanted. With
 `--epochs` or `--train-size` (and always at scale "paper") the pilot trains a shorter recipe and scales the strengths to
 equal push over the run: strength * sum of learning rates is the same in both. Without, each run is the catalogue's own
 (seed 0): it is made in a store of its own, and the records of the kept strengths are copied to results/.
@@ -88,7 +89,7 @@ def choose_strengths(strengths: list[float], found, plain: float, count: int, by
     """`count` strengths, ascending, by the rule in the module's docstring."""
     alive = [k for k, (_, accuracy, status) in enumerate(found) if status == "finished" and accuracy > plain - 5]
     last = max(alive, default=0)
-    if not by_weights:
+    if not by_weights or count == 1:
         return strengths[max(0, last - count + 1) : last + 1]
     first = next((k for k, (share, _, _) in enumerate(found) if share >= 0.3), len(found) - 1)
     full = next((k for k, (share, _, _) in enumerate(found) if share >= 0.9), len(found) - 1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, product
 
-from ffrlib import store
 from ffrlib.files import REPOSITORY
 from ffrlib.spec import (
     CRITERIA,
@@ -61,6 +61,7 @@ EXPERIMENTS = (
     Experiment("7_both_papers", "Both papers on the same nets, apart and together", ("H1", "F4")),
 )
 
+FULL = Recipe(epochs=100, augment="crop_flip")
 HGSR_RECIPE = Recipe(epochs=100, lr=0.01, schedule="step", milestones=(0.34, 0.67), gamma=0.2, augment="crop_flip")
 # float32: the evidence of this scale comes from several machines, and not all multiply bfloat16 fast.
 LAPTOP = {"epochs": 15, "schedule": "one_cycle", "augment": "crop_flip", "precision": "float32"}
@@ -81,15 +82,29 @@ BASES = {  # the plain runs on which a scale stands: {short name: RunSpec}
         "alexnet_small": RunSpec("cifar10", "alexnet_small", scale="paper", recipe=HGSR_RECIPE),
         "vgg11_small": RunSpec("cifar10", "vgg11_small", scale="paper", recipe=HGSR_RECIPE),
         "resnet18_small": RunSpec("cifar10", "resnet18_small", scale="paper", recipe=HGSR_RECIPE),
-        "vgg16": RunSpec("cifar10", "vgg16", scale="paper", recipe=Recipe(epochs=100, augment="crop_flip")),
-        "resnet56": RunSpec("cifar10", "resnet56", "A", scale="paper", recipe=Recipe(epochs=100, augment="crop_flip")),
-        "resnet20": RunSpec("cifar10", "resnet20", "A", scale="paper", recipe=Recipe(epochs=100, augment="crop_flip")),
+        "vgg16": RunSpec("cifar10", "vgg16", scale="paper", recipe=FULL),
+        "resnet56": RunSpec("cifar10", "resnet56", "A", scale="paper", recipe=FULL),
+        "resnet20": RunSpec("cifar10", "resnet20", "A", scale="paper", recipe=FULL),
+        "vgg16_cifar100": RunSpec("cifar100", "vgg16", scale="paper", recipe=FULL),
+        "resnet56_cifar100": RunSpec("cifar100", "resnet56", "A", scale="paper", recipe=FULL),
+        "resnet18_tiny": RunSpec("tiny_imagenet", "resnet18_tiny", scale="paper", recipe=FULL),
+        "resnet110": RunSpec("cifar10", "resnet110", "A", scale="paper", recipe=FULL),
+        "resnet110_cifar100": RunSpec("cifar100", "resnet110", "A", scale="paper", recipe=FULL),
     },
 }  # fmt: skip
 HGSR_NETS = {
     "quick": ("digits_cnn",), "laptop": ("alexnet_small",), "paper": ("alexnet_small", "vgg11_small", "resnet18_small"),
 }  # fmt: skip
-FFR_NETS = {"quick": ("digits_cnn",), "laptop": ("resnet20",), "paper": ("vgg16", "resnet56", "resnet20")}
+FURTHER = ("vgg16_cifar100", "resnet56_cifar100", "resnet18_tiny", "resnet110", "resnet110_cifar100")  # after the rest
+FFR_NETS = {
+    "quick": ("digits_cnn",), "laptop": ("resnet20",), "paper": ("vgg16", "resnet56", "resnet20", *FURTHER),
+}  # fmt: skip
+CUT_BY_LOSS = {"quick": ("digits_cnn",), "laptop": ("resnet20",), "paper": ("resnet56", "resnet18_tiny")}
+TOGETHER = {  # the criteria put on a net beside FFR's arms
+    "quick": ("l1", "group_lasso", HSQ_GL12), "laptop": ("group_lasso", HSQ_GL12),
+    "paper": ("l1", "group_lasso", HSQ_GL12),
+}  # fmt: skip
+LATER = 7  # priority added to the runs of FURTHER
 SEEDS = {"quick": 5, "laptop": 3, "paper": 5}
 
 
@@ -156,18 +171,18 @@ FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # ep
 
 def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
     epochs, lr = FINE_TUNE[scale]
-    net = {"quick": "digits_cnn", "laptop": "resnet20", "paper": "resnet56"}[scale]
-    base = BASES[scale][net]
-    penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
-    for start in (base, *penalised):
-        yield 2, start
-        for spec in cuts(start, ["loss_increase"], (0.02, 0.05, 0.1, 0.2, 0.5), "loss_tolerance", epochs, lr):
-            yield 3, spec
+    for net in CUT_BY_LOSS[scale]:
+        base, later = BASES[scale][net], LATER * (net in FURTHER)
+        penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
+        for start in (base, *penalised):
+            yield 2 + later, start
+            for spec in cuts(start, ["loss_increase"], (0.02, 0.05, 0.1, 0.2, 0.5), "loss_tolerance", epochs, lr):
+                yield 3 + later, spec
 
 
 def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
     for net in FFR_NETS[scale]:
-        base, order = BASES[scale][net], 0 if net in ("vgg16", "resnet56") else 1
+        base, order = BASES[scale][net], 0 if net in ("vgg16", "resnet56") else LATER if net in FURTHER else 1
         yield order, base
         for arm in FLOW_ARMS:
             first, grid = arm in ("control", "both"), strengths(scale, net, arm)
@@ -188,19 +203,19 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
     epochs, lr = FINE_TUNE[scale]
     amounts = {"quick": (0.3, 0.4, 0.5, 0.6, 0.7), "laptop": (0.3, 0.5), "paper": (0.5, 0.7)}[scale]
     for net in FFR_NETS[scale]:
-        base = BASES[scale][net]
+        base, later = BASES[scale][net], LATER * (net in FURTHER)
         arms = [flow_arm(base, arm, s) for arm in ("control", "both") for s in middle(strengths(scale, net, arm))]
         arms += [weight_arm(base, "group_lasso", s) for s in middle(strengths(scale, net, "group_lasso"))]
         arms += [weight_arm(base, "network_slimming", s) for s in middle(strengths(scale, net, "network_slimming"))]
         scores = (*CHANNEL_SCORES, *CRITERIA[1:]) if scale == "quick" else FEW_SCORES
         for spec in (base, *cuts(base, scores, amounts, "macs_share", epochs, lr)):
-            yield 3, spec
+            yield 3 + later, spec
         for start in arms:
-            yield 3, start
+            yield 3 + later, start
             for spec in cuts(start, ["bn_scale", "l1_norm"], amounts, "macs_share", epochs, lr):
-                yield 3, spec
+                yield 3 + later, spec
         for spec in cuts(base, ["l1_norm"], amounts, "macs_share", 0, lr, after="scratch"):
-            yield 4, spec
+            yield 4 + later, spec
     if scale == "laptop":
         yield from published_resnet56()
 
@@ -237,7 +252,7 @@ def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
     net = FFR_NETS[scale][0]
     base = BASES[scale][net]
     yield 1, base
-    for criterion in ("group_lasso", HSQ_GL12) if scale == "laptop" else ("l1", "group_lasso", HSQ_GL12):
+    for criterion in TOGETHER[scale]:
         for strength in middle(strengths(scale, net, criterion)):
             penalised = weight_arm(base, criterion, strength)
             yield 2.5, penalised
@@ -245,6 +260,19 @@ def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 for push in middle(strengths(scale, net, arm)):
                     yield 2.5, flow_arm(base, arm, push)
                     yield 6, flow_arm(penalised, arm, push)
+
+
+def unchosen(name: str, scale: str) -> list[tuple[str, str]]:
+    """(net, arm) of an experiment for which no strength has been chosen: they have no runs in the lists below."""
+    hgsr, ffr, penalised = HGSR_NETS[scale], FFR_NETS[scale], ("control", "both", "group_lasso")
+    asked = {
+        "1_hgsr_criteria": product(hgsr, CRITERIA), "2_hgsr_structure": product(hgsr[:1], CRITERIA),
+        "3_hgsr_pruning": product(CUT_BY_LOSS[scale], [HSQ_GL12]), "4_ffr_flow": product(ffr, FLOW_ARMS),
+        "5_ffr_pruning": chain(product(ffr, (*penalised, "network_slimming")),
+                               product(["resnet56"] * (scale == "laptop"), (*penalised, HSQ_GL12))),
+        "6_ffr_readings": product(ffr[:1], ["both"]), "7_both_papers": product(ffr[:1], TOGETHER[scale]),
+    }  # fmt: skip
+    return [(net, arm) for net, arm in asked[name] if not strengths(scale, net, arm)]
 
 
 RUNS = {
@@ -276,32 +304,3 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
                 rank = (seed >= 2, priority, seed, place)
                 found[seeded] = min(rank, found.get(seeded, rank))
     return sorted(found, key=found.get)
-
-
-def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
-    """What would run, and how many minutes it takes at the speeds that the records of this scale measured."""
-    records, _ = store.load_all(scale=scale)
-    rate: dict[tuple, list[float]] = {}
-    for record in records:
-        spec = record["spec"]
-        if spec.pruning.score == "none" and spec.recipe.epochs:
-            rate.setdefault((spec.data, spec.model), []).append(record["provenance"]["seconds"] / spec.recipe.epochs)
-    lines, total, seen = [f"scale {scale}, {workers} worker(s)", ""], 0.0, set()
-    for name in [experiment] if experiment else RUNS:
-        minutes, unknown, count = 0.0, set(), 0
-        for spec in specs(scale, name):
-            if spec in seen or store.record_path(spec).exists():
-                continue
-            seen.add(spec)
-            count += 1
-            short = spec.pruning.score != "none" and spec.pruning.after == "finetune"
-            epochs = spec.pruning.epochs if short else spec.recipe.epochs
-            measured = sorted(rate.get((spec.data, spec.model), []))
-            if measured:
-                minutes += epochs * measured[len(measured) // 2] / 60 / workers
-            elif epochs:
-                unknown.add(spec.model)
-        total += minutes
-        note = f" and {', '.join(sorted(unknown))}, whose speed no record tells" if unknown else ""
-        lines.append(f"{name:18} {count:4} of {len(specs(scale, name)):4} runs to make, {minutes:7.1f} min{note}")
-    return "\n".join([*lines, "", f"together {total:.1f} min; a run of two experiments is counted in the first"])

@@ -218,7 +218,7 @@ def bring_bases(specs: list[RunSpec], root: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from ffrlib import catalogue  # the list of experiments lies above this module
+    from ffrlib import catalogue, plan  # the list of experiments lies above this module
 
     parser = argparse.ArgumentParser(prog="python -m ffrlib.run", description="Run what has no record yet.")
     parser.add_argument("--scale", default="quick", help="quick, laptop or paper")
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.plan:
-            return print(catalogue.plan(given.scale, given.experiment or None, given.workers or cores()))
+            return print(plan.plan(given.scale, given.experiment or None, given.workers or cores()))
         if given.deterministic:
             deterministic()
         specs = [s for s in catalogue.specs(given.scale, given.experiment or None) if given.model in ("", s.model)]

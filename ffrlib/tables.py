@@ -20,7 +20,7 @@ from ffrlib import catalogue, models
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
 from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, choose, key
 
-NOT_RUN, NOT_REACHED = "not run", "not reached"
+NOT_RUN, NOT_REACHED, NOT_CHOSEN = "not run", "not reached", "not chosen"
 TARGETS, HELD = (0.3, 0.5, 0.7, 0.9), 1.0  # sparsities to compare at; points of validation accuracy a choice may cost
 BOTH = ("removable_weight_share", "removable_channel_share")
 ACCURACY = ["validation_accuracy", "test_accuracy", "zeroed_test_accuracy"]
@@ -247,6 +247,24 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
     if wrong := {r["scale"] for r in records} - {scale}:
         raise ValueError(f"the records' scale is {', '.join(sorted(wrong))}; allowed: only {scale} in its tables.")
     frame, bases, cuts = frame_of(records), [*filter(uncut, specs)], [s for s in specs if not uncut(s)]
+    made = rows_of(name, scale, specs, frame, bases, cuts, papers)
+    main = next(iter(made))
+    return made | {main: with_unchosen(made[main], name, scale)}
+
+
+def with_unchosen(table: pd.DataFrame, name: str, scale: str) -> pd.DataFrame:
+    """The table with a row for each arm whose strengths are not chosen yet: what is missing is seen to be missing."""
+    metrics = [c for c in table if f"{c} low" in table or c.endswith((" low", " high"))]
+    empty = (
+        dict.fromkeys(table, "") | dict.fromkeys(metrics, NOT_RUN) | {"n": 0, "n_diverged": 0, "strength": NOT_CHOSEN}
+    )
+    nets = {net: LABELS["net"](base) for net, base in catalogue.BASES[scale].items()}
+    rows = [empty | {"net": nets[net], "arm": arm} for net, arm in catalogue.unchosen(name, scale)]
+    return pd.concat([table, pd.DataFrame(rows, columns=table.columns)]) if rows else table
+
+
+def rows_of(name, scale, specs, frame, bases, cuts, papers) -> dict[str, pd.DataFrame]:
+    """The tables of `experiment_tables` for the arms that have strengths."""
     if name == "1_hgsr_criteria":
         return {"strengths": with_chosen(bases, frame, SPARSE), "equal_sparsity": equal_sparsity(bases, frame)}
     if name == "2_hgsr_structure":
@@ -290,7 +308,7 @@ def readable(table: pd.DataFrame, merged: bool = True) -> pd.DataFrame:
 def styled(table: pd.DataFrame):
     """The table for a notebook: readable, without index and keys; what was not run or not reached is grey."""
     shown = readable(table).drop(columns="keys", errors="ignore").style.hide(axis="index")
-    return shown.map(lambda cell: "color: #888" if cell in (NOT_RUN, NOT_REACHED) else "")
+    return shown.map(lambda cell: "color: #888" if cell in (NOT_RUN, NOT_REACHED, NOT_CHOSEN) else "")
 
 
 def write(tables: dict[str, pd.DataFrame], experiment: str, scale: str, root: Path | None = None) -> list[Path]:

@@ -30,8 +30,7 @@ EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
     "F2": [("both", "plain", CHANNELS, True)],
     "F4": [(arm, "control", m, arm == "both") for arm in ("both", "length", "curvature") for m in tables.BOTH],
 }
-UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("cifar100", "tiny_imagenet")),
-           ("H4", "resnet18_tiny", "tiny_imagenet")]  # fmt: skip
+UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("tiny_imagenet",))]
 
 
 @dataclass(frozen=True)
@@ -182,16 +181,16 @@ def best_cut(frame: pd.DataFrame, cells: list[str]) -> str:
     return means.idxmax() if means.notna().any() else ""
 
 
-def cut_by_loss(frame: pd.DataFrame, claim: str, scale: str) -> list[Part]:
+def cut_by_loss(frame: pd.DataFrame, claim: str, base: RunSpec) -> list[Part]:
     """H3 and H4: the share of parameters that loss increase removes, and what it costs."""
     share, limits = (0.5, NOT_LOST) if claim == "H3" else (0.34, AT_LEAST)
-    specs = tables.unseeded("3_hgsr_pruning", scale)
+    specs = [s for s in tables.unseeded("3_hgsr_pruning", base.scale) if tables.plain_of(s) == base]
     start = next((s for s in specs if s.weight.name == catalogue.HSQ_GL12), None)
     cuts = [key(s) for s in specs if start and s != start and base_of(s) == start]
     removed = tables.covered(frame, cuts).groupby("key")["parameters_removed"].mean().dropna()
     above = removed[removed > share]
     cell = best_cut(frame, list(above.index)) if len(above) else removed.idxmax() if len(removed) else ""
-    before, plain, what = key(start) if start else "", key(specs[0]), "parameters_removed"
+    before, plain, what = key(start) if start else "", key(base), "parameters_removed"
     parts = [Part(f"{what}, more than {share:g}", by_seed(frame, cell, what), (100 * share,) * 2, (cell,)),
              compare(frame, cell, plain, "test_accuracy", limits, "test accuracy, cut - plain"),
              compare(frame, before, plain, "zero_channels", SPARSER, "zero channels, penalised - plain")]  # fmt: skip
@@ -232,9 +231,9 @@ def verdicts(records: list[dict]) -> list[dict]:
     for scale, known in catalogue.BASES.items():
         frame = tables.frame_of([r for r in records if r["scale"] == scale])
         hgsr, ffr = ([known[n] for n in nets[scale]] for nets in (catalogue.HGSR_NETS, catalogue.FFR_NETS))
-        cut = tables.unseeded("3_hgsr_pruning", scale)[0]
+        cut = dict.fromkeys(map(tables.plain_of, tables.unseeded("3_hgsr_pruning", scale)))
         asked = [("H2", hgsr[0], crossing(frame, scale))]
-        asked += [(claim, cut, cut_by_loss(frame, claim, scale)) for claim in ("H3", "H4")]
+        asked += [(claim, base, cut_by_loss(frame, claim, base)) for claim, base in product(("H3", "H4"), cut)]
         asked += [("F3", base, against_baselines(frame, base)) for base in ffr]
         for claim, base in [*product(["H1"], hgsr), *product(["F1", "F2", "F4"], ffr)]:
             asked.append((claim, base, at_equal_accuracy(frame, base, claim)))

@@ -104,18 +104,18 @@ def test_every_flow_of_the_catalogue_finds_its_pairs_and_triples(scale):
     assert len(seen) > 3
 
 
-def test_the_plan_counts_what_has_no_record(results):
-    def told(workers=1):
-        return " ".join(catalogue.plan("quick", "1_hgsr_criteria", workers).split())
-
-    count = len(catalogue.specs("quick", "1_hgsr_criteria"))
-    assert f"{count} of {count} runs to make" in told() and "speed no record tells" in told()
-    plain = catalogue.specs("quick", "1_hgsr_criteria")[0]
-    made = store.provenance(plain, "cpu", torch.float32, "one", "digest", 60.0 * plain.recipe.epochs)
-    store.save(plain, "finished", {}, {"test_accuracy": 1.0}, made)
-    minutes = (count - 1) * plain.recipe.epochs
-    assert f"{count - 1} of {count} runs to make" in told() and f"{minutes:.1f} min" in told()
-    assert f"{minutes / 4:.1f} min" in told(4)
+def test_what_has_no_strength_is_named_and_has_no_run(monkeypatch):
+    assert all(catalogue.unchosen(name, scale) == [] for name in catalogue.RUNS for scale in SCALES)
+    monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: [] if arm in ("both", "l1") else GRID)
+    for name in catalogue.RUNS:
+        for scale in SCALES:
+            left = catalogue.unchosen(name, scale)
+            assert {arm for _, arm in left} <= {"both", "l1"} and {net for net, _ in left} <= set(
+                catalogue.BASES[scale]
+            )
+    assert catalogue.unchosen("4_ffr_flow", "laptop") == [("resnet20", "both")]
+    assert catalogue.unchosen("6_ffr_readings", "quick") == [("digits_cnn", "both")]
+    assert len(catalogue.specs("laptop", "6_ffr_readings")) == 1
 
 
 def test_helpers():

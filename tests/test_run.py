@@ -315,7 +315,8 @@ run.main(sys.argv[1:])
 def start_main(code: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], cwd=files.REPOSITORY, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1", "FFR_CHECKPOINT_SECONDS": "0"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "FFR_CHECKPOINT_SECONDS": "0"},
     )  # fmt: skip
 
 

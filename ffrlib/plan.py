@@ -1,0 +1,69 @@
+"""What would run, and what it costs: `make plan`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+
+from ffrlib import catalogue, measure, store
+from ffrlib.spec import RunSpec
+from ffrlib.training import new_model
+
+
+def size(data: str, model: str, shortcut: str, width: float) -> int:
+    """MACs of a net for one image of a set."""
+    shape = {"digits": (1, 8, 8), "tiny_imagenet": (3, 64, 64), "stl10": (3, 96, 96)}.get(data, (3, 32, 32))
+    spec = RunSpec(data, model, shortcut, width=width)
+    return measure.macs(new_model(spec, 10), shape)
+
+
+def epoch_seconds(records: list[dict]) -> dict[tuple, float]:
+    """(data, model, shortcut, width) -> seconds of an epoch, the median over trainings of whole nets."""
+    found: dict[tuple, list[float]] = {}
+    for record in records:
+        s = record["spec"]
+        if s.pruning.score == "none" and s.recipe.epochs:
+            place = (s.data, s.model, s.shortcut, s.width)
+            found.setdefault(place, []).append(record["provenance"]["seconds"] / s.recipe.epochs)
+    return {place: statistics.median(seconds) for place, seconds in found.items()}
+
+
+def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
+    """What would run, and how many minutes its training takes at the speeds that the records of this scale measured.
+
+    A net without a record is priced by its MACs, at the speed of the net nearest in MACs on the same set.
+    """
+    known = epoch_seconds(store.load_all(scale=scale)[0])
+    rate, sizes = dict(known), {place: size(*place) for place in known}
+    lines, total, more, seen = [f"scale {scale}, {workers} worker(s)", ""], 0.0, "", set()
+    for name in [experiment] if experiment else catalogue.RUNS:
+        minutes, guessed, unknown, count = 0.0, set(), set(), 0
+        for spec in catalogue.specs(scale, name):
+            if spec in seen or store.record_path(spec).exists():
+                continue
+            seen.add(spec)
+            count += 1
+            short = spec.pruning.score != "none" and spec.pruning.after == "finetune"
+            epochs = spec.pruning.epochs if short else spec.recipe.epochs
+            place = (spec.data, spec.model, spec.shortcut, spec.width)
+            if place not in rate:
+                work, alike = size(*place), [p for p in known if p[0] == spec.data]
+                near = min(alike, key=lambda p: abs(math.log(sizes[p] / work)), default=None)
+                rate[place] = known[near] * work / sizes[near] if near else math.nan
+            if math.isfinite(rate[place]):
+                minutes += epochs * rate[place] / 60 / workers
+                guessed |= {spec.model} if place not in known and epochs else set()
+            elif epochs:
+                unknown.add(spec.model)
+        total += minutes
+        lines.append(f"{name:18} {count:4} of {len(catalogue.specs(scale, name)):4} runs to make, {minutes:7.1f} min")
+        groups = itertools.groupby(catalogue.unchosen(name, scale), key=lambda pair: pair[0])
+        lacking = "; ".join(f"{net}: {', '.join(arm for _, arm in pairs)}" for net, pairs in groups)
+        for what, names in (("priced by MACs", guessed), ("not priced, no record tells the speed", unknown)):
+            lines += [f"    {what}: {', '.join(sorted(names))}"] if names else []
+        lines += [f"    no strength chosen yet, so not counted: {lacking}"] if lacking else []
+        more = " and more" if unknown or lacking else more
+    lines += ["", f"together {total:.1f} min{more}; a run of two experiments is counted in the first.",
+              "Measuring, scoring channels and training a base again for its cuts come on top."]  # fmt: skip
+    return "\n".join(lines)
