@@ -16,7 +16,8 @@ from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
 
 TOLERANCE = 1.0  # points between our mean and the published dense accuracies: recipes and numbers of epochs differ
-SAME = ("device", "cpu", "threads", "precision", "versions", "code", "data")  # then a record must be equal bit for bit
+SAME = ("device", "cpu", "threads", "precision", "stacking", "deterministic", "versions", "code", "data")
+# ... where these are equal, a record must be equal bit for bit.
 TIMES = ("seconds", "latency_ms")  # what a replication measures anew
 # (allowance beside an interval, allowance without one), see docs/protocol.md; accuracies in points, shares in [0, 1]
 CHANCE = 0.007  # share of the cells that may lie outside their interval

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,11 +20,15 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
+from ffrlib import catalogue
 from ffrlib.files import REPOSITORY
+from ffrlib.run import run_specs
 from ffrlib.spec import SCALES, choose, require
 
 EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
 BUILD = REPOSITORY / "build"
+SPOKEN = ("ValueError", "FileNotFoundError", "OSError", "PermissionError", "RuntimeError", "MemoryError")
+# ... errors whose message says it all: what a run lacks, the disk, memory, killed workers, a scheduler that is gone.
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -66,9 +71,10 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
             papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
                                        language="python", cwd=str(path.parent), progress_bar=progress)  # fmt: skip
         except papermill.PapermillExecutionError as error:
-            if error.ename not in ("ValueError", "FileNotFoundError"):
+            if error.ename not in SPOKEN:
                 raise
-            raise ValueError(f"{path.name}: {error.evalue}") from None  # such messages need no traceback; `out` has it
+            more = "" if error.ename in ("ValueError", "FileNotFoundError") else f" (more in {out})"
+            raise ValueError(f"{path.name}: {error.evalue}{more}") from None
         finally:  # a kernel manager that is handed in is not shut down for us
             if manager.has_kernel:
                 run_sync(manager.shutdown_kernel)(now=True)
@@ -113,8 +119,13 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(fresh, ignore_errors=True)  # trained from nothing, and kept afterwards for who wants to look
         parameters["scale"] = "quick"
         values |= {"FFR_RESULTS": str(fresh / "results"), "FFR_PICTURES": "never"}
+    ahead = Counter()  # hours of runs are made before the notebooks: by priority over all of them, with the time left
     with patch.dict(os.environ, values):
+        if given.task == "reproduce" and given.scale != "quick":
+            specs = catalogue.specs(given.scale, seeds=given.seeds or 0)
+            ahead.update(asdict(run_specs(specs, workers=given.workers)))
         totals = execute_all(parameters, fresh and fresh / "notebooks")
+    totals = ahead or totals
     # Only here: regenerating what speaks of all records at once is no business of a single notebook.
     from ffrlib import check, figures, store, verdicts
 
@@ -134,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError, papermill.PapermillExecutionError) as error:
+    except (ValueError, OSError, RuntimeError, papermill.PapermillExecutionError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("Interrupted: finished records are kept, call it again to go on.")

@@ -94,7 +94,7 @@ def aggregate(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.Data
     rows = []
     for names, group in frame.groupby(by):
         done = group[group["status"] == "finished"].sort_values("seed")
-        row = dict(zip(by, names)) | {"n": len(group), "n_diverged": len(group) - len(done)}
+        row = dict(zip(by, names)) | {"n": len(group), "n_diverged": int((group["status"] == "diverged").sum())}
         row["stale"] = "†" if group["stale"].any() else ""
         for column in columns:
             row |= zip((column, f"{column} low", f"{column} high"), interval(done.get(column, ())))

@@ -6,6 +6,8 @@ prose (see `ffrlib.prose`). All effects are in points: of accuracy, or of a shar
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import sys
@@ -18,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from ffrlib import catalogue, prose, store, tables
-from ffrlib.files import results_folder, write_atomically
+from ffrlib.files import REPOSITORY, results_folder, write_atomically
 from ffrlib.spec import CRITERIA, SCALES, RunSpec, base_of, key
 
 LEVEL, PAIRS, MOST = 0.025, 5, 100  # one-sided level of a test, fewest pairs that decide, most seeds worth naming
@@ -106,6 +108,12 @@ def conclude(claim: str, judged: list[dict]) -> str:
     return "supported" if set(found) == {"supported"} else "undecided"
 
 
+@functools.cache
+def protocol() -> str:
+    """Which version of the protocol these verdicts follow: the start of its SHA-256."""
+    return hashlib.sha256((REPOSITORY / "docs" / "protocol.md").read_bytes()).hexdigest()[:10]
+
+
 def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dict:
     """The verdict on a claim for one net and set at one scale; its effect is that of the weakest part that decides."""
     judged = judge(parts)
@@ -118,8 +126,9 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     arms = {k for p, j in zip(parts, judged) if j in waiting for k in p.keys if k}
     effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
-            "rule": f"docs/protocol.md, {claim}", "seeds_needed": seeds, "runs_needed": seeds * max(2, len(arms)),
-            "parts": judged, "records": sorted({k for j in judged for k in j["records"]})}  # fmt: skip
+            "rule": f"docs/protocol.md ({protocol()}), {claim}",
+            "seeds_needed": seeds, "runs_needed": seeds * max(2, len(arms)), "parts": judged,
+            "records": sorted({k for j in judged for k in j["records"]})}  # fmt: skip
 
 
 # -- the parts of each claim -------------------------------------------------------------------------------------------

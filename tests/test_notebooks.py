@@ -10,7 +10,8 @@ import papermill
 import pytest
 
 import ffrlib
-from ffrlib import notebooks
+from ffrlib import catalogue, notebooks
+from ffrlib.run import Summary
 
 REGENERATED = []
 PARAMETERS = (
@@ -109,6 +110,12 @@ def test_a_value_that_a_cell_refuses_is_one_sentence(tmp_path):
     assert "scale is 7" in (tmp_path / "out.ipynb").read_text()
 
 
+def test_what_the_disk_or_memory_refuses_is_one_sentence_and_says_where_the_rest_is(tmp_path):
+    path = write(tmp_path / "full.ipynb", body='raise OSError(28, "No space left on device", "results/x.json")')
+    with pytest.raises(ValueError, match=r"^full.ipynb: .*No space left on device.*x.json.* \(more in .*out.ipynb\)$"):
+        notebooks.execute(path, out=tmp_path / "out.ipynb", progress=False)
+
+
 def test_no_kernel_outlives_its_notebook(tmp_path):
     def children() -> set[str]:
         return {p.name for p in psutil.Process().children() if "ipykernel_launcher" in " ".join(p.cmdline())}
@@ -134,15 +141,28 @@ def two_experiments(tmp_path, monkeypatch):
     return tmp_path / "build"
 
 
-def test_reproduce_sums_what_the_notebooks_report(two_experiments, capsys):
-    assert notebooks.main(["reproduce", "--scale", "laptop", "--seeds", "3", "--workers", "2"]) == 0
+def test_reproduce_sums_what_the_notebooks_report(two_experiments, monkeypatch, capsys):
+    monkeypatch.setattr(notebooks, "run_specs", None)  # the first notebook makes the runs
+    assert notebooks.main(["reproduce", "--seeds", "3", "--workers", "2"]) == 0
     said = capsys.readouterr().out
     assert REGENERATED == ["store.write_index", "verdicts.main", "figures.main"]
     assert said.index("[1/2] 01_a.ipynb") < said.index("[2/2] 02_b.ipynb")
-    assert said.endswith("4 records reused, 10 trained, 2 diverged\n")  # 3 + 7; the second declares no `seeds`
+    assert said.endswith("2 records reused, 10 trained, 2 diverged\n")  # 3 + 7; the second declares no `seeds`
     assert not list(two_experiments.parent.rglob("kernel*")), "sockets are left behind"
     first = printed(two_experiments / "notebooks" / "01_a.ipynb")
-    assert (first["scale"], first["seeds"], first["train"]) == ("laptop", 3, None)
+    assert (first["scale"], first["seeds"], first["train"]) == ("quick", 3, None)
+
+
+def test_hours_of_runs_are_made_by_priority_before_the_notebooks(two_experiments, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        notebooks, "run_specs", lambda specs, **more: asked.append((specs, more)) or Summary(4, 9, 0, 1)
+    )
+    assert notebooks.main(["reproduce", "--scale", "laptop", "--seeds", "2", "--workers", "2"]) == 0
+    assert asked == [(catalogue.specs("laptop", seeds=2), {"workers": 2})]
+    assert capsys.readouterr().out.endswith("4 records reused, 9 trained, 1 missing\n")
+    assert printed(two_experiments / "notebooks" / "01_a.ipynb")["scale"] == "laptop"
+    assert notebooks.main(["tables", "--scale", "laptop"]) == 0 and len(asked) == 1
 
 
 def test_tables_trains_nothing_and_replicate_starts_from_an_empty_store(two_experiments, monkeypatch):
