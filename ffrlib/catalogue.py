@@ -249,17 +249,24 @@ def ffr_readings(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 
 def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
-    net = FFR_NETS[scale][0]
+    net, (epochs, lr) = FFR_NETS[scale][0], FINE_TUNE[scale]
     base = BASES[scale][net]
-    yield 1, base
+    apart, pairs = [base], []
     for criterion in TOGETHER[scale]:
         for strength in middle(strengths(scale, net, criterion)):
             penalised = weight_arm(base, criterion, strength)
-            yield 2.5, penalised
+            apart.append(penalised)
             for arm in ("control", "both"):
                 for push in middle(strengths(scale, net, arm)):
-                    yield 2.5, flow_arm(base, arm, push)
-                    yield 6, flow_arm(penalised, arm, push)
+                    apart.append(flow_arm(base, arm, push))
+                    pairs.append(flow_arm(penalised, arm, push))
+    for start in apart:
+        yield 1 if start == base else 2.5, start
+    for start in pairs:
+        yield 6, start
+    for start in dict.fromkeys(apart + pairs):  # at equal budget
+        for spec in cuts(start, ["l1_norm"], (0.5,), "macs_share", epochs, lr):
+            yield 6.5, spec
 
 
 def unchosen(name: str, scale: str) -> list[tuple[str, str]]:

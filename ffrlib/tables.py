@@ -211,6 +211,21 @@ def with_chosen(specs: list[RunSpec], frame: pd.DataFrame, metrics: list[str]) -
     return table
 
 
+def beside_plain(table: pd.DataFrame, specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with each row's lead over the plain net in the sparsities that decide and in accuracy, by seed."""
+    done = frame[frame["status"] == "finished"].set_index("seed")
+    for measure in (*BOTH, "test_accuracy"):
+        leads = []
+        for spec in specs:
+            own, plain = (done.loc[done["key"] == key(s), measure] for s in (spec, plain_of(spec)))
+            paired = (own - plain).dropna()
+            empty = "" if spec == plain_of(spec) else NOT_RUN
+            leads.append(interval(paired) if len(paired) and empty else [empty] * 3)
+        for limit, values in zip(("", " low", " high"), zip(*leads)):
+            table.insert(len(table.columns) - 1, f"lead in {measure}{limit}", values)
+    return table
+
+
 def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy after zeroing of every criterion at equal sparsity, and its lead over the counterpart's, by seed."""
     rows, by_arm = [], arms(specs)
@@ -283,7 +298,10 @@ def rows_of(name, scale, specs, frame, bases, cuts, papers) -> dict[str, pd.Data
         recipes = [s for s in bases if (arm_of(s), *strengths_of(s)) in varied]
         recipes = cells(recipes, frame, ["epochs", "weight_decay", *ARM], FLOW)
         return {"strengths": with_chosen(usual, frame, FLOW), "recipes": recipes}
-    return {"readings" if name == "6_ffr_readings" else "together": cells(bases, frame, [*ARM, "reading"], FLOW)}
+    main = beside_plain(cells(bases, frame, [*ARM, "reading"], FLOW), bases, frame)
+    if name == "6_ffr_readings":
+        return {"readings": main}
+    return {"together": main, "equal_budget": cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -292,7 +310,7 @@ def text(column: str, value) -> str:
     if not isinstance(value, float) or math.isnan(value):
         return "" if value != value else str(value)
     value = 0.0 if abs(value) < 1e-12 else value  # what is left of a difference of equal numbers depends on the machine
-    digits = 2 if "accuracy" in column or column.startswith("lead") else 0
+    digits = 2 if "accuracy" in column or column.split(" low")[0].split(" high")[0] == "lead" else 0
     return f"{round(value, digits) + 0.0:.{digits}f}" if digits or abs(value) >= 100 else f"{value:.4g}"
 
 
