@@ -140,10 +140,11 @@ def panels(nrows: int, ncols: int, width: float = 3.1, height: float = 2.5, name
     return fig, axes
 
 
-def name_lines(ax, ends: list[tuple[float, float, str, str]], size: float = 8) -> None:
-    """Writes the text of each line's end (x, y, text, colour) right of the axes, as near its height as others allow."""
+def name_lines(ax, ends: list[tuple[float, float, str, str]], none: str = "not run", size: float = 8) -> None:
+    """Writes the text of each line's end (x, y, text, colour) right of the axes, as near its height as others allow;
+    without any, the text `none` in their middle."""
     if not ends:
-        ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color=GREY)
+        ax.text(0.5, 0.5, none, transform=ax.transAxes, ha="center", color=GREY)
     ax.autoscale_view()
     place = ax.transData + ax.transAxes.inverted()
     ends = sorted(((*place.transform((x, y)), text, colour) for x, y, text, colour in ends), key=lambda end: end[1])
@@ -159,10 +160,12 @@ def name_lines(ax, ends: list[tuple[float, float, str, str]], size: float = 8) -
                     color=colour, fontsize=size, va="center")  # fmt: skip
 
 
-def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: str, column: str = "arm") -> None:
-    """A line with its band through the `means` of each of `looks`: {value of `column`: (name, colour, line, marker)}.
-    The plain net is a star where it has one point only, and a level line where that point has no strength. The axis
-    reaches as far beyond the means as these do from each other: bands of two or three seeds may leave it."""
+def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: str, column: str = "arm",
+         published=()) -> None:  # fmt: skip
+    """A line through the `means` of each of `looks`: {value of `column`: (name, colour, line, marker)}, with a band for
+    their intervals, or bars where the line turns back. The plain net is a star where it has one point only, and a level
+    line where that point has no strength; `published`: (x, y) of points beside them. The axis reaches as far beyond
+    the means as these do from each other: bands of two or three seeds may leave it."""
     ends, lines = [], {value: means(frame[frame[column] == value], by, x, y) for value in looks}
     ax.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log" if x in ("strength", "threshold") else "linear")
     for value, (text, colour, line, marker) in looks.items():
@@ -174,18 +177,23 @@ def plot(ax, frame: pd.DataFrame, looks: dict[str, tuple], x: str, y: str, by: s
                 ax.plot(*points[0, :2], "*", color=BLACK, markersize=9)
         elif len(points):
             ax.plot(points[:, 0], points[:, 1], line, color=colour, marker=marker if len(points) < 12 else "")
-            x_mean, _, low, high = points[points[:, 0].argsort()].T  # a line may turn back, its band may not
+            x_mean, _, low, high = points.T
             if y in PERCENT or y.endswith("accuracy"):  # few seeds give intervals that reach beyond what can be
                 low, high = low.clip(0, 100), high.clip(0, 100)
-            if len(points) == 1:  # a band needs two
+            steps = np.diff(points[:, 0])
+            if len(points) > 1 and (all(steps > 0) or all(steps < 0)):
+                ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
+            else:  # a band needs two points, and a line that does not turn back
                 ax.vlines(x_mean, low, high, color=colour, alpha=0.35, linewidth=1)
-            ax.fill_between(x_mean, low, high, color=colour, alpha=0.13 if len(looks) < 7 else 0.05, linewidth=0)
             ends.append((*points[points[:, 0].argmax(), :2], text, colour))
-    if len(middles := np.concatenate([[], *(points[:, 1] for points in lines.values())])):
+    if len(beside := np.asarray(published, dtype=float).reshape(-1, 2)):
+        ax.plot(*beside.T, "D", color=GREY, markersize=3.5)
+        ends.append((*beside[beside[:, 0].argmax()], "published", GREY))
+    if len(middles := np.concatenate([beside[:, 1], *(points[:, 1] for points in lines.values())])):
         room = max(np.ptp(middles), 0.02 * abs(middles.max()))
         bottom, top = ax.get_ylim()
         ax.set_ylim(max(bottom, middles.min() - room), min(top, middles.max() + room))
-    name_lines(ax, ends)
+    name_lines(ax, ends, "no penalty run yet" if len(middles) else "not run")
 
 
 def curves(frame: pd.DataFrame) -> Figure:
@@ -209,14 +217,16 @@ def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "stren
     return fig
 
 
-def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength", column: str = "arm") -> Figure:
-    """A panel for each (x, y) of `pairs`; a line for each value of `column` through its means at each value of `by`."""
+def arms(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength", column: str = "arm",
+         published: dict | None = None) -> Figure:  # fmt: skip
+    """A panel for each (x, y) of `pairs`; a line for each value of `column` through its means at each value of `by`.
+    `published`: {y: points (x, y) to set beside them}."""
     fig, (axes,) = panels(1, len(pairs), 3.3 if len(pairs) > 2 else 4.4, 2.8, 0.9 if len(pairs) > 2 else 1.3)
     values = sorted(set(frame[column]), key=place)
     others = dict(zip((v for v in values if v not in LOOKS), itertools.cycle(OTHERS)))
     looks = {v: LOOKS.get(v) or (short(v), *others[v]) for v in values}
     for ax, (x, y) in zip(axes, pairs):
-        plot(ax, frame, looks, x, y, by, column)
+        plot(ax, frame, looks, x, y, by, column, (published or {}).get(y, ()))
     return fig
 
 
@@ -252,7 +262,7 @@ def time_saved(measured: list[dict]) -> Figure:
     for ax, (net, own) in zip(axes, frame.groupby("net")):
         ax.plot([0, 100], [0, 100], ":", color=GREY, linewidth=0.8)
         plot(ax, own, looks, "macs_removed", "time_saved", "share", "group")
-        ax.set(title=net)
+        ax.set(title=net, xlabel="MACs removed, or multiplied by zero (%)")
     return fig
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import PolyCollection
 
 from ffrlib import catalogue, experiments, figures, store, tables
 from ffrlib.run import Summary
@@ -91,10 +92,31 @@ def test_a_line_follows_the_strengths_even_where_it_turns_back(tmp_path):
     assert ax.texts[0].xy[0] > 0.9, "the name hangs at the rightmost point"
 
 
+def test_published_points_are_named_and_in_view(tmp_path):
+    made = [record(tmp_path, RunSpec(seed=seed), removable_weight_share=0.5) for seed in (0, 1)]
+    pairs = [("removable_weight_share", "test_accuracy")]
+    (ax,) = figures.arms(figures.rows(made), pairs, published={"test_accuracy": [(20.0, 99.5), (60.0, 40.0)]}).axes
+    bottom, top = ax.get_ylim()
+    assert texts_of(ax) == ["published"] and bottom < 40 and top >= 99.5
+    assert ax.lines[-1].get_xydata() == pytest.approx(np.array([[20.0, 99.5], [60.0, 40.0]]))
+
+
+def test_a_line_that_turns_back_has_bars_in_place_of_a_band(tmp_path):
+    def drawn(shares):
+        made = [
+            record(tmp_path, RunSpec(weight=WeightPenalty("l1", strength), seed=seed), removable_weight_share=share)
+            for strength, share in zip((0.1, 0.2, 0.3), shares) for seed in (0, 1)
+        ]  # fmt: skip
+        (ax,) = figures.arms(figures.rows(made), [("removable_weight_share", "test_accuracy")]).axes
+        return ["band" if isinstance(each, PolyCollection) else "bars" for each in ax.collections]
+
+    assert drawn((0.4, 0.6, 0.8)) == ["band"] and drawn((0.4, 0.8, 0.6)) == ["bars"]
+
+
 def test_lines_are_named_and_what_was_not_run_is_said(hgsr):
     group_lasso, exclusive, _ = figures.families(figures.rows(hgsr), [("removable_weight_share", "test_accuracy")]).axes
     assert texts_of(group_lasso) == ["flat"]
-    assert texts_of(exclusive) == ["not run"]
+    assert texts_of(exclusive) == ["no penalty run yet"]  # the plain net is there
     assert texts_of(figures.families(figures.rows([]), [("removable_weight_share", "test_accuracy")]).axes[0]) == [
         "not run"
     ]
