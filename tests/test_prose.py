@@ -1,7 +1,9 @@
 """The numbers in prose are those of the records, and each has one meaning."""
 
 import json
+import re
 
+import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,3 +57,30 @@ def test_no_line_of_prose_begins_with_a_mark():
     for path in (p for p in prose.files() if p.suffix == ".md"):
         lines = [line for line in path.read_text().splitlines() if line.lstrip().startswith("<!--value")]
         assert not lines, (path.name, lines)
+
+
+# Numbers of prose that are no results: the recipe, the definition of a measure, what a claim of the papers says.
+GIVEN = {
+    "README.md": {"2.5": "step of the search for what can go", "15": "epochs", "20,000": "images"},
+    "1_hgsr_criteria": {"0.001": "published threshold", "95": "interval", "10": "powers of ten"},
+    "2_hgsr_structure": {"95": "interval"},
+    "3_hgsr_pruning": {"0.3": "claim H3, points", "512": "images", "95": "interval", "10": "claim H3, CIFAR-10"},
+    "4_ffr_flow": {"95": "interval", "30": "share cut", "50": "share cut"},
+    "5_ffr_pruning": {"95": "interval", "64": "batch"},
+    "6_ffr_readings": {"95": "interval"},
+    "7_both_papers": {"95": "interval"},
+}
+NUMBER = re.compile(r"(?<![\w./-])\d+(?:[.,]\d+)*(?![\w/-])")
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_numbers_without_a_mark_are_no_results(name):
+    if name == "README.md":
+        text = (REPOSITORY / name).read_text()
+        text = text[text.index("## What it says so far") : text.index("## Where to read on")]
+    else:
+        cells = nbformat.read(REPOSITORY / "notebooks" / "experiments" / f"{name}.ipynb", as_version=4).cells
+        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    found = NUMBER.findall(prose.VALUE.sub("", re.sub(r"\]\([^)]*\)", "]", text)))
+    found = {number for number in found if len(number) > 1}  # one digit names a claim, a layer, a 3 x 3 convolution
+    assert found <= set(GIVEN[name]), "mark it <!--value:NAME-->, or say here what it is"
