@@ -146,18 +146,22 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
-    net = HGSR_NETS[scale][0]
-    base = BASES[scale][net]
-    yield 0, base
-    for name in CRITERIA:
-        for strength in middle(strengths(scale, net, name)):
-            yield 1, weight_arm(base, name, strength)
-            if name != "l1":  # no groups, no grouping
-                yield 4, weight_arm(base, name, strength, "neuron")
-            for width in (0.5, 2.0) if scale == "paper" or name in WIDE else ():
-                yield 5, weight_arm(replace(base, width=width), name, strength)
-    for width in (0.5, 2.0):
-        yield 5, replace(base, width=width)
+    whole = scale == "paper"  # every net and strength by neuron too; elsewhere the first net at the middle strength
+    for later, net in enumerate(HGSR_NETS[scale] if whole else HGSR_NETS[scale][:1]):
+        base = BASES[scale][net]
+        yield 0, base
+        for name in CRITERIA:
+            grid = strengths(scale, net, name)
+            for strength in middle(grid):
+                yield 1, weight_arm(base, name, strength)
+            for k, strength in enumerate(grid if whole else middle(grid)):
+                if name != "l1":  # no groups, no grouping
+                    yield 4 + later + (turn(k, grid) if whole else 0), weight_arm(base, name, strength, "neuron")
+            for strength in middle(grid) if later == 0 and (whole or name in WIDE) else ():
+                for width in (0.5, 2.0):
+                    yield 5, weight_arm(replace(base, width=width), name, strength)
+        for width in (0.5, 2.0) if later == 0 else ():
+            yield 5, replace(base, width=width)
 
 
 def cuts(base: RunSpec, scores, amounts, budget: str, epochs: int, lr: float, **more) -> Iterator[RunSpec]:
@@ -273,7 +277,8 @@ def unchosen(name: str, scale: str) -> list[tuple[str, str]]:
     """(net, arm) of an experiment for which no strength has been chosen: they have no runs in the lists below."""
     hgsr, ffr, penalised = HGSR_NETS[scale], FFR_NETS[scale], ("control", "both", "group_lasso")
     asked = {
-        "1_hgsr_criteria": product(hgsr, CRITERIA), "2_hgsr_structure": product(hgsr[:1], CRITERIA),
+        "1_hgsr_criteria": product(hgsr, CRITERIA),
+        "2_hgsr_structure": product(hgsr if scale == "paper" else hgsr[:1], CRITERIA),
         "3_hgsr_pruning": product(CUT_BY_LOSS[scale], [HSQ_GL12]), "4_ffr_flow": product(ffr, FLOW_ARMS),
         "5_ffr_pruning": chain(product(ffr, (*penalised, "network_slimming")),
                                product(["resnet56"] * (scale == "laptop"), (*penalised, HSQ_GL12))),

@@ -284,8 +284,9 @@ def rows_of(name, scale, specs, frame, bases, cuts, papers) -> dict[str, pd.Data
         return {"strengths": with_chosen(bases, frame, SPARSE), "equal_sparsity": equal_sparsity(bases, frame)}
     if name == "2_hgsr_structure":
         labels = ["net", "width", "arm", "grouping", "strength"]
-        convolutions = models.counted_convolutions(models.build(specs[0].model, shortcut=specs[0].shortcut))
-        layers = [f"layer_{k}" for k in range(1, len(convolutions) + 1)]
+        nets = {(s.model, s.shortcut) for s in specs}
+        most = max(len(models.counted_convolutions(models.build(net, shortcut=way))) for net, way in nets)
+        layers = [f"layer_{k}" for k in range(1, most + 1)]
         return {"structure": cells(bases, frame, labels, SPARSE), "layers": cells(bases, frame, labels, layers)}
     if name in ("3_hgsr_pruning", "5_ffr_pruning"):
         hgsr = papers["method"].str.startswith("HGSR")
