@@ -2,6 +2,7 @@
 
     python benchmarks/pilot.py --scale quick --net digits_cnn [--arms l1 group_lasso both] [--count 5]
     python benchmarks/pilot.py --scale laptop --net alexnet_small --count 3 --epochs 5
+    python benchmarks/pilot.py --scale paper --net vgg16 --device cuda --missing --minutes 8
 
 An arm's search starts where its first push on the weights equals that of L1 at `--centre`, and walks by factors of 3:
 up until the arm has 90 % of weights below 1e-3 or has lost five points of validation accuracy, down until it has fewer
@@ -15,6 +16,8 @@ equal push over the run: strength * sum of learning rates is the same in both. W
 
 import argparse
 import json
+import math
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -110,7 +113,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="of a shorter recipe; 0: the scale's own")
     parser.add_argument("--train-size", type=int, default=0, help="of a shorter recipe; 0: the scale's own")
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    parser.add_argument("--missing", action="store_true", help="only arms without strengths: to go on after a break")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after this many")
+    given, begun = parser.parse_args(), time.monotonic()
+    known = [arm for arm in given.arms if catalogue.strengths(given.scale, given.net, arm)]
+    given.arms = [arm for arm in given.arms if not (given.missing and arm in known)]
+    if not given.arms:
+        return print("every arm has its strengths")
     base = goal = catalogue.BASES[given.scale][given.net]
     if given.scale == "paper":
         base = replace(goal, **SHORT)
@@ -123,6 +132,9 @@ def main() -> None:
     plain = run(base)[1]
     model = starting_model(base, images)
     for arm in given.arms:
+        if time.monotonic() - begun > 60 * given.minutes:
+            print(f"no time left for {arm}: call again with --missing")
+            continue
         centre = given.push / (100 if arm == "network_slimming" else 1) / scaling
         if arm in CRITERIA:
             centre = matched_strength(model, arm, given.centre / scaling)
