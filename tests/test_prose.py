@@ -61,7 +61,7 @@ def test_no_line_of_prose_begins_with_a_mark():
 
 # Numbers of prose that are no results: the recipe, the definition of a measure, what a claim of the papers says.
 GIVEN = {
-    "README.md": {"2.5": "step of the search for what can go", "30": "share of the MACs cut", "15": "epochs", "20,000": "images"},
+    "README.md": {"2.5": "step of the search", "30": "share of the MACs cut", "15": "epochs", "20,000": "images"},
     "1_hgsr_criteria": {"0.001": "published threshold", "95": "interval", "10": "powers of ten"},
     "2_hgsr_structure": {"95": "interval"},
     "3_hgsr_pruning": {"0.3": "claim H3, points", "512": "images", "95": "interval", "10": "claim H3, CIFAR-10"},
