@@ -57,7 +57,7 @@ tables: $(ENVIRONMENT)  ## every table and figure from the records alone, nothin
 	@$(PY) -m ffrlib.notebooks tables --scale $(SCALE)
 
 figures: $(ENVIRONMENT)  ## the pictures from the records
-	@$(PY) -m ffrlib.figures
+	@$(PY) -m ffrlib.pictures
 
 check: $(ENVIRONMENT)  ## are all records valid, do all tables come out the same?
 	@$(PY) -m ffrlib.check

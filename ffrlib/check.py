@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import prose, store, tables, verdicts
+from ffrlib import prose, rendering, store, tables, verdicts
 from ffrlib.catalogue import BASES
 from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
@@ -32,7 +32,7 @@ def regenerated(records: list[dict], root: Path) -> list[str]:
         fresh = Path(folder)
         for scale in SCALES:
             if tables.counted(records, scale) or (root / "tables" / scale).exists():
-                tables.write_all(scale, records, fresh)
+                rendering.write_all(scale, records, fresh)
         verdicts.write(records, fresh)
         made = {p.relative_to(fresh) for p in fresh.rglob("*") if p.is_file()}
         kept = {p.relative_to(root) for p in (root / "tables").rglob("*") if p.is_file()}

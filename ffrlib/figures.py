@@ -1,17 +1,14 @@
 """All pictures, in one style: colour-blind safe, lines named where they end, bands of 95 % intervals, good in print.
 
 Pictures are drawn from `rows` of the records of one net at one scale, and return a matplotlib Figure; where nothing was
-run they say so. `save` writes PNG and SVG that are the same bytes whenever the records are. `python -m ffrlib.figures`
-makes README's picture and that of the latencies.
+run they say so. `save` writes PNG and SVG that are the same bytes whenever the records are.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -19,10 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ffrlib import store, tables
-from ffrlib.catalogue import BASES, FFR_NETS, FLOW_ARMS, HGSR_NETS, HSQ_GL12, middle, strengths
+from ffrlib import tables
+from ffrlib.catalogue import middle, strengths
 from ffrlib.files import results_folder, write_atomically
-from ffrlib.spec import CRITERIA, SCALES, RunSpec, key
+from ffrlib.spec import CRITERIA, key
 
 BLUE, RED, GREEN, GOLD, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#00805E", "#B87A00", "#B4558A", "#767676", "#000000"
 STYLE = {
@@ -43,7 +40,6 @@ BESIDE = {"plain": LOOKS["plain"], "l1": ("L1", GREY, "-.", "v")}  # what HGSR's
 OTHERS = [(colour, line, "D") for line in ("-", "--", ":") for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]
 SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
          "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
-FIRST = {"1_hgsr_criteria": HGSR_NETS, "4_ffr_flow": FFR_NETS}  # the experiment that README shows of each paper
 PERCENT = {  # shares, which are shown in percent
     "unstructured_sparsity": "weights with |w| < 0.001 (%)", "removable_weight_share": "weights free to go (%)",
     "removable_channel_share": "channels free to go (%)", "macs_left_share": "MACs left (%)",
@@ -251,44 +247,6 @@ def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
     return fig
 
 
-def time_saved(measured: list[dict]) -> Figure:
-    """MACs removed against time saved, a panel a net; `measured`: the rows of benchmarks/latency.json. On the dotted
-    line time goes as MACs go."""
-    frame = pd.DataFrame([r for r in measured if r["share"]])
-    frame[["macs_removed", "time_saved"]] *= 100
-    frame["group"] = frame["kind"] + ", batch " + frame["batch"].astype(str)
-    looks = {group: (group, *OTHERS[k]) for k, group in enumerate(sorted(set(frame["group"])))}
-    fig, (axes,) = panels(1, frame["net"].nunique(), 4.6, 2.8, 1.6)
-    for ax, (net, own) in zip(axes, frame.groupby("net")):
-        ax.plot([0, 100], [0, 100], ":", color=GREY, linewidth=0.8)
-        plot(ax, own, looks, "macs_removed", "time_saved", "share", "group")
-        ax.set(title=net, xlabel="MACs removed, or multiplied by zero (%)")
-    return fig
-
-
-def on_first_net(name: str, scale: str) -> list[RunSpec]:
-    """The cells of one of the two papers' first experiments on its first net: plain, and with each penalty."""
-    base = BASES[scale][FIRST[name][scale][0]]
-    return [s for s in tables.unseeded(name, scale) if tables.plain_of(s) == base]
-
-
-def readme(scale: str) -> Figure:
-    """README's picture: what some of HGSR's criteria (left) and FFR's arms (right) free at what accuracy, without the
-    strengths that cost more than five points."""
-    records, _ = store.load_all(scale=scale)
-    fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
-    looks = BESIDE | {"group_lasso": ("group lasso", BLUE, "-", "o"), HSQ_GL12: ("squared GL12", RED, "--", "s")}
-    flow = LOOKS | {"both": ("length + curvature", *LOOKS["both"][1:])}
-    titles = ("penalties on weights", "on the feature flow")
-    for ax, name, own, title in zip(axes, FIRST, (looks, flow), titles):
-        specs = on_first_net(name, scale)
-        base, keys = tables.plain_of(specs[0]), {key(s) for s in specs}
-        frame = rows([r for r in records if r["key"] in keys])
-        plot(ax, near(frame, 5), own, "removable_weight_share", "test_accuracy", "strength")
-        ax.set(title=f"{title}: {base.model}, {base.data}")
-    return fig
-
-
 # -- files -------------------------------------------------------------------------------------------------------------
 def png(fig: Figure) -> bytes:
     """The picture as a PNG, without a date or version in it."""
@@ -304,29 +262,3 @@ def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
     fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     contents = {".png": png(fig), ".svg": svg.getvalue(), ".txt": alt.strip() + "\n"}
     return [write_atomically(base / f"{name}{suffix}", content) for suffix, content in contents.items()]
-
-
-def drawable(scale: str, name: str) -> bool:
-    """Whether each arm of a paper's first experiment has three seeds at two strengths (or at its only one)."""
-    whole: dict[str, list[bool]] = {arm: [] for arm in ("plain", *dict(zip(FIRST, (CRITERIA, FLOW_ARMS)))[name])}
-    for spec in on_first_net(name, scale):
-        stored = all(store.record_path(replace(spec, seed=seed)).exists() for seed in range(3))
-        whole[tables.arm_of(spec)].append(stored)
-    return all(made and sum(made) >= min(2, len(made)) for made in whole.values())
-
-
-def main() -> None:
-    """Makes README's picture, of the largest scale at which both papers are `drawable`, and that of the latencies."""
-    folder = results_folder()
-    scale = next((s for s in reversed(SCALES) if all(drawable(s, name) for name in FIRST)), "quick")
-    alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale};"
-    alt += " strengths that cost over 5 points left out."
-    paths = save(readme(scale), "readme", "", alt)
-    if (latency := folder / "benchmarks" / "latency.json").exists():
-        alt = "Time saved against MACs removed, for nets with fewer channels and for nets with scattered zeros."
-        paths += save(time_saved(json.loads(latency.read_text())["rows"]), "latency", "", alt)
-    print(*paths, sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -127,12 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
         totals = execute_all(parameters, fresh and fresh / "notebooks")
     totals = ahead or totals
     # Only here: regenerating what speaks of all records at once is no business of a single notebook.
-    from ffrlib import check, figures, store, verdicts
+    from ffrlib import check, pictures, store, verdicts
 
     if fresh is None:
         store.write_index()
         verdicts.main()
-        figures.main()
+        pictures.main()
     more = "".join(f", {totals[name]} {name}" for name in ("diverged", "missing") if totals[name])
     if fresh is None:
         print("Read next: results/verdicts.md, results/tables, and the executed notebooks in build/notebooks")

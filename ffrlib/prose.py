@@ -7,7 +7,7 @@ import re
 from itertools import product
 from pathlib import Path
 
-from ffrlib import tables
+from ffrlib import rendering, tables
 from ffrlib.files import REPOSITORY
 from ffrlib.spec import SCALES, require
 
@@ -35,7 +35,7 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
             metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
             for metric in ["n", *metrics] if wanted else ():
                 value = row[metric]
-                shown = f"{100 * value:.1f}" if metric.endswith(SHARES) else tables.text(metric, value)
+                shown = f"{100 * value:.1f}" if metric.endswith(SHARES) else rendering.text(metric, value)
                 name = ".".join([*place, metric]).replace(", ", "_").replace(" ", "_")
                 require(out.setdefault(name, shown) == shown, f"the value {name}", shown, f"only {out[name]}")
     for v in found:

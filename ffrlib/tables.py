@@ -10,14 +10,13 @@ import functools
 import math
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
 from ffrlib import catalogue, models
-from ffrlib.files import REPOSITORY, results_folder, write_atomically
+from ffrlib.files import REPOSITORY
 from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, choose, key
 
 NOT_RUN, NOT_REACHED, NOT_CHOSEN = "not run", "not reached", "not chosen"
@@ -33,12 +32,6 @@ PRUNED = ["base_test_accuracy", "cut_test_accuracy", "validation_accuracy", "tes
           "parameters_removed", "macs_removed", "parameters_left", "macs_left", "held_back", "worst_deviation",
           *(f"latency_ms.batch_{n}{when}" for n in (1, 64) for when in ("", "_before"))]  # fmt: skip
 ARM = ["net", "arm", "strength"]
-NOTES = {  # what a reader of a table must know beside it
-    "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between neighbouring strengths of a seed; "
-                      "where one of them is at chance no such net exists. Decides nothing.",
-    "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
-           "the same row. Quiet ones: results/benchmarks/latency.md.",
-}  # fmt: skip
 
 
 def arm_of(spec: RunSpec) -> str:
@@ -212,17 +205,17 @@ def with_chosen(specs: list[RunSpec], frame: pd.DataFrame, metrics: list[str]) -
 
 
 def beside_plain(table: pd.DataFrame, specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with each row's lead over the plain net in the sparsities that decide and in accuracy, by seed."""
+    """The table with each row's change beside the plain net in the sparsities that decide and in accuracy, by seed."""
     done = frame[frame["status"] == "finished"].set_index("seed")
     for measure in (*BOTH, "test_accuracy"):
-        leads = []
+        changes = []
         for spec in specs:
             own, plain = (done.loc[done["key"] == key(s), measure] for s in (spec, plain_of(spec)))
             paired = (own - plain).dropna()
             empty = "" if spec == plain_of(spec) else NOT_RUN
-            leads.append(interval(paired) if len(paired) and empty else [empty] * 3)
-        for limit, values in zip(("", " low", " high"), zip(*leads)):
-            table.insert(len(table.columns) - 1, f"lead in {measure}{limit}", values)
+            changes.append(interval(paired) if len(paired) and empty else [empty] * 3)
+        for limit, values in zip(("", " low", " high"), zip(*changes)):
+            table.insert(len(table.columns) - 1, f"change in {measure}{limit}", values)
     return table
 
 
@@ -258,11 +251,10 @@ def published() -> pd.DataFrame:
 def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, pd.DataFrame]:
     """The tables of one experiment at a scale, by name. Columns: labels, n, n_diverged, stale, of each metric mean, low
     and high, keys. Raises ValueError for an unknown name or scale, and for a record of another scale."""
-    specs, papers = unseeded(name, scale), published()
+    specs = unseeded(name, scale)
     if wrong := {r["scale"] for r in records} - {scale}:
         raise ValueError(f"the records' scale is {', '.join(sorted(wrong))}; allowed: only {scale} in its tables.")
-    frame, bases, cuts = frame_of(records), [*filter(uncut, specs)], [s for s in specs if not uncut(s)]
-    made = rows_of(name, scale, specs, frame, bases, cuts, papers)
+    made = chosen_tables(name, scale, specs, frame_of(records))
     main = next(iter(made))
     return made | {main: with_unchosen(made[main], name, scale)}
 
@@ -278,8 +270,9 @@ def with_unchosen(table: pd.DataFrame, name: str, scale: str) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(rows, columns=table.columns)]) if rows else table
 
 
-def rows_of(name, scale, specs, frame, bases, cuts, papers) -> dict[str, pd.DataFrame]:
+def chosen_tables(name: str, scale: str, specs: list[RunSpec], frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The tables of `experiment_tables` for the arms that have strengths."""
+    bases, cuts = [*filter(uncut, specs)], [s for s in specs if not uncut(s)]
     if name == "1_hgsr_criteria":
         return {"strengths": with_chosen(bases, frame, SPARSE), "equal_sparsity": equal_sparsity(bases, frame)}
     if name == "2_hgsr_structure":
@@ -289,6 +282,7 @@ def rows_of(name, scale, specs, frame, bases, cuts, papers) -> dict[str, pd.Data
         layers = [f"layer_{k}" for k in range(1, most + 1)]
         return {"structure": cells(bases, frame, labels, SPARSE), "layers": cells(bases, frame, labels, layers)}
     if name in ("3_hgsr_pruning", "5_ffr_pruning"):
+        papers = published()
         hgsr = papers["method"].str.startswith("HGSR")
         beside = papers[hgsr if name == "3_hgsr_pruning" else ~hgsr & papers["pruned_accuracy"].notna()]
         cut = cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)
@@ -303,49 +297,3 @@ def rows_of(name, scale, specs, frame, bases, cuts, papers) -> dict[str, pd.Data
     if name == "6_ffr_readings":
         return {"readings": main}
     return {"together": main, "equal_budget": cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)}
-
-
-# -- writing -----------------------------------------------------------------------------------------------------------
-def text(column: str, value) -> str:
-    """One cell: text and whole numbers as they are, accuracies with 2 decimals, others to 4 digits or whole."""
-    if not isinstance(value, float) or math.isnan(value):
-        return "" if value != value else str(value)
-    value = 0.0 if abs(value) < 1e-12 else value  # what is left of a difference of equal numbers depends on the machine
-    digits = 2 if "accuracy" in column or column.split(" low")[0].split(" high")[0] == "lead" else 0
-    return f"{round(value, digits) + 0.0:.{digits}f}" if digits or abs(value) >= 100 else f"{value:.4g}"
-
-
-def readable(table: pd.DataFrame, merged: bool = True) -> pd.DataFrame:
-    """The table as text; `merged`: mean and limits in one cell, "91.25 [90.98, 91.52]"."""
-    out = pd.DataFrame({c: [text(c, v) for v in table[c].tolist()] for c in table.columns}, dtype=object)
-    for c in [c for c in out.columns if merged and f"{c} low" in out]:
-        limits = zip(out[c], out.pop(f"{c} low"), out.pop(f"{c} high"))
-        out[c] = [f"{mean} [{low}, {high}]" if low not in ("", mean) else mean for mean, low, high in limits]
-    return out
-
-
-def styled(table: pd.DataFrame):
-    """The table for a notebook: readable, without index and keys; what was not run or not reached is grey."""
-    shown = readable(table).drop(columns="keys", errors="ignore").style.hide(axis="index")
-    return shown.map(lambda cell: "color: #888" if cell in (NOT_RUN, NOT_REACHED, NOT_CHOSEN) else "")
-
-
-def write(tables: dict[str, pd.DataFrame], experiment: str, scale: str, root: Path | None = None) -> list[Path]:
-    """Writes tables/<scale>/<experiment>-<table>.csv and .md under `root` (results/): equal records, equal bytes."""
-    folder, written = Path(root or results_folder()) / "tables" / scale, []
-    for name, table in tables.items():
-        shown = readable(table)
-        about = f"Mean [95 % interval] of n runs; shares in [0, 1].{NOTES.get(name, '')}"
-        head = [f"# {experiment}, {name}, scale {scale}", "", about, ""]
-        body = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-        lines = "\n".join([*head, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"
-        columns = readable(table, merged=False).to_csv(index=False, lineterminator="\n")
-        place = folder / f"{experiment}-{name}"
-        written += [write_atomically(f"{place}.md", lines), write_atomically(f"{place}.csv", columns)]
-    return written
-
-
-def write_all(scale: str, records: list[dict], root: Path | None = None) -> list[Path]:
-    """Writes all tables of a scale, from its records among `records`."""
-    own = [r for r in records if r["scale"] == scale]
-    return [p for name in catalogue.RUNS for p in write(experiment_tables(name, scale, own), name, scale, root)]

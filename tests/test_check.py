@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tables import PLAIN, keep, lasso, seeded
 
-from ffrlib import catalogue, check, prose, store, tables, verdicts
+from ffrlib import catalogue, check, prose, rendering, store, tables, verdicts
 
 OTHER = {"cpu": "another CPU"}
 
@@ -37,7 +37,7 @@ def make_all(root):
     """Tables, verdicts and values from the records under `root`."""
     records, problems = store.load_all(root)
     assert not problems
-    tables.write_all("quick", records, root)
+    rendering.write_all("quick", records, root)
     verdicts.write(records, root)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import PolyCollection
 
-from ffrlib import catalogue, experiments, figures, store, tables
+from ffrlib import catalogue, experiments, figures, pictures, store, tables
 from ffrlib.run import Summary
 from ffrlib.spec import CRITERIA, ActivationControl, FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, key
 
@@ -209,7 +209,7 @@ def test_layers_show_the_mean_over_seeds_in_percent(hgsr):
 
 def test_time_saved_leaves_the_dense_net_out_and_counts_in_percent():
     row = {"net": "vgg16", "shortcut": "", "batch": 1}
-    fig = figures.time_saved(
+    fig = pictures.time_saved(
         [row | {"kind": "dense", "share": 0.0, "macs_removed": 0.0, "time_saved": 0.0}]
         + [
             row | {"kind": "fewer channels", "share": s, "macs_removed": m, "time_saved": t}
@@ -233,7 +233,7 @@ def test_files_are_the_same_bytes_twice_and_hold_no_date(tmp_path, monkeypatch, 
 def test_the_readme_picture_is_of_the_largest_scale_with_three_seeds_of_every_arm(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
     monkeypatch.setattr(catalogue, "strengths", lambda *_: [0.1])
-    figures.main()  # nothing has been run: the picture says so
+    pictures.main()  # nothing has been run: the picture says so
     bases, text = catalogue.BASES["laptop"], tmp_path / "figures" / "readme.txt"
     alexnet, resnet = bases["alexnet_small"], bases["resnet20"]
     arms = [catalogue.weight_arm(alexnet, name, 0.1) for name in CRITERIA]
@@ -241,7 +241,7 @@ def test_the_readme_picture_is_of_the_largest_scale_with_three_seeds_of_every_ar
     for spec in (alexnet, resnet, *arms):
         for seed in range(3 - (spec == arms[-1])):
             record(tmp_path, replace(spec, seed=seed), removable_weight_share=0.5)
-    figures.main()
+    pictures.main()
     assert "scale quick" in text.read_text()  # one seed of one arm is missing
     record(tmp_path, replace(arms[-1], seed=2), removable_weight_share=0.5)
     rows = [
@@ -249,7 +249,7 @@ def test_the_readme_picture_is_of_the_largest_scale_with_three_seeds_of_every_ar
     ]
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "latency.json").write_text(json.dumps({"rows": rows}))
-    figures.main()
+    pictures.main()
     assert "scale laptop" in text.read_text()
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {
         f"{n}.{s}" for n in ("readme", "latency") for s in ("png", "svg", "txt")

@@ -135,7 +135,7 @@ def two_experiments(tmp_path, monkeypatch):
     write(tmp_path / "experiments" / "02_b.ipynb", 'scale: str = "quick"', "seeds, strength, wide = 7, 0, 0\n" + BODY)
     write(tmp_path / "experiments" / "01_a.ipynb")
     monkeypatch.delenv("FFR_TRAIN", raising=False)
-    for place in ("store.write_index", "verdicts.main", "figures.main"):  # they would write into the real results
+    for place in ("store.write_index", "verdicts.main", "pictures.main"):  # they would write into the real results
         monkeypatch.setattr(f"ffrlib.{place}", lambda place=place: REGENERATED.append(place))
     REGENERATED.clear()
     return tmp_path / "build"
@@ -145,7 +145,7 @@ def test_reproduce_sums_what_the_notebooks_report(two_experiments, monkeypatch, 
     monkeypatch.setattr(notebooks, "run_specs", None)  # the first notebook makes the runs
     assert notebooks.main(["reproduce", "--seeds", "3", "--workers", "2"]) == 0
     said = capsys.readouterr().out
-    assert REGENERATED == ["store.write_index", "verdicts.main", "figures.main"]
+    assert REGENERATED == ["store.write_index", "verdicts.main", "pictures.main"]
     assert said.index("[1/2] 01_a.ipynb") < said.index("[2/2] 02_b.ipynb")
     assert said.endswith("2 records reused, 10 trained, 2 diverged\n")  # 3 + 7; the second declares no `seeds`
     assert not list(two_experiments.parent.rglob("kernel*")), "sockets are left behind"

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffrlib import figures, store, tables, verdicts
+from ffrlib import figures, rendering, store, tables, verdicts
 from ffrlib.files import REPOSITORY
 from ffrlib.spec import key
 
@@ -164,7 +164,7 @@ def site(tmp_path_factory):
         records, problems = store.load_all()
         assert len(records) == 6 and not problems
         own = [r for r in records if r["scale"] == "quick"]
-        tables.write(tables.experiment_tables(EXPERIMENT, "quick", own), EXPERIMENT, "quick")
+        rendering.write(tables.experiment_tables(EXPERIMENT, "quick", own), EXPERIMENT, "quick")
         verdicts.write(records)
         store.write_index()
         fig = figures.layer_sparsity(figures.rows(records).iloc[:0])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ffrlib import catalogue, store, tables
+from ffrlib import catalogue, rendering, store, tables
 from ffrlib.spec import RunSpec, WeightPenalty, key
 
 MADE = {"device": "cpu", "cpu": "some CPU", "threads": 1, "precision": "float32", "versions": {"torch": "2"},
@@ -212,9 +212,9 @@ def test_written_tables_are_the_same_bytes_for_the_same_records(tmp_path):
         keep(tmp_path, spec, test_accuracy=97 + spec.seed / 3) for spec in (*seeded(PLAIN, 3), *seeded(lasso(0.01), 3))
     ]
     made = tables.experiment_tables("1_hgsr_criteria", "quick", records)
-    first = tables.write(made, "1_hgsr_criteria", "quick", tmp_path / "a")
+    first = rendering.write(made, "1_hgsr_criteria", "quick", tmp_path / "a")
     again = tables.experiment_tables("1_hgsr_criteria", "quick", records[::-1])
-    second = tables.write(again, "1_hgsr_criteria", "quick", tmp_path / "b")
+    second = rendering.write(again, "1_hgsr_criteria", "quick", tmp_path / "b")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert {p.name for p in first} == {f"1_hgsr_criteria-{t}.{e}" for t in made for e in ("md", "csv")}
     csv = pd.read_csv(
@@ -228,16 +228,8 @@ def test_written_tables_are_the_same_bytes_for_the_same_records(tmp_path):
     assert f"97.33 [{97 + 1 / 3 - half:.2f}, {97 + 1 / 3 + half:.2f}]" in shown and tables.NOT_RUN in shown
 
 
-def test_text_has_no_negative_zero_and_no_noise():
-    assert tables.text("accuracy_change", -0.0004) == "0.00" and tables.text("zero_channels", -0.0) == "0"
-    assert tables.text("zero_channels", 1.7e-17) == "0" and tables.text("worst_deviation", 1.2e-7) == "1.2e-07"
-    assert tables.text("macs_left", 1234567.0) == "1234567" and tables.text("n", 5) == "5"
-    assert tables.text("straightness", math.nan) == "" and tables.text("test_accuracy", 91.256) == "91.26"
-
-
-def test_styled_and_published():
+def test_published():
     table = tables.experiment_tables("5_ffr_pruning", "quick", [])
-    assert "color: #888" in tables.styled(table["before_cut"]).to_html()
     hrank = table["published"].set_index(["model", "method"]).loc[("resnet56", "HRank")]
     assert hrank["accuracy_change"] == -0.09
     assert set(tables.experiment_tables("3_hgsr_pruning", "quick", [])["published"]["method"]) == {

@@ -1,0 +1,64 @@
+"""How a table is written: cells as text, CSV and Markdown, and a styled view for notebooks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from ffrlib import catalogue
+from ffrlib.files import results_folder, write_atomically
+from ffrlib.tables import NOT_CHOSEN, NOT_REACHED, NOT_RUN, experiment_tables
+
+NOTES = {  # what a reader of a table must know beside it
+    "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between neighbouring strengths of a seed; "
+                      "where one of them is at chance no such net exists. Decides nothing.",
+    "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
+           "the same row. Quiet ones: results/benchmarks/latency.md.",
+}  # fmt: skip
+
+
+def text(column: str, value) -> str:
+    """One cell: text and whole numbers as they are, accuracies with 2 decimals, others to 4 digits or whole."""
+    if not isinstance(value, float) or math.isnan(value):
+        return "" if value != value else str(value)
+    value = 0.0 if abs(value) < 1e-12 else value  # what is left of a difference of equal numbers depends on the machine
+    digits = 2 if "accuracy" in column or column.startswith("lead") else 0
+    return f"{round(value, digits) + 0.0:.{digits}f}" if digits or abs(value) >= 100 else f"{value:.4g}"
+
+
+def readable(table: pd.DataFrame, merged: bool = True) -> pd.DataFrame:
+    """The table as text; `merged`: mean and limits in one cell, "91.25 [90.98, 91.52]"."""
+    out = pd.DataFrame({c: [text(c, v) for v in table[c].tolist()] for c in table.columns}, dtype=object)
+    for c in [c for c in out.columns if merged and f"{c} low" in out]:
+        limits = zip(out[c], out.pop(f"{c} low"), out.pop(f"{c} high"))
+        out[c] = [f"{mean} [{low}, {high}]" if low not in ("", mean) else mean for mean, low, high in limits]
+    return out
+
+
+def styled(table: pd.DataFrame):
+    """The table for a notebook: readable, without index and keys; what was not run or not reached is grey."""
+    shown = readable(table).drop(columns="keys", errors="ignore").style.hide(axis="index")
+    return shown.map(lambda cell: "color: #888" if cell in (NOT_RUN, NOT_REACHED, NOT_CHOSEN) else "")
+
+
+def write(tables: dict[str, pd.DataFrame], experiment: str, scale: str, root: Path | None = None) -> list[Path]:
+    """Writes tables/<scale>/<experiment>-<table>.csv and .md under `root` (results/): equal records, equal bytes."""
+    folder, written = Path(root or results_folder()) / "tables" / scale, []
+    for name, table in tables.items():
+        shown = readable(table)
+        about = f"Mean [95 % interval] of n runs; shares in [0, 1].{NOTES.get(name, '')}"
+        head = [f"# {experiment}, {name}, scale {scale}", "", about, ""]
+        body = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+        lines = "\n".join([*head, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"
+        columns = readable(table, merged=False).to_csv(index=False, lineterminator="\n")
+        place = folder / f"{experiment}-{name}"
+        written += [write_atomically(f"{place}.md", lines), write_atomically(f"{place}.csv", columns)]
+    return written
+
+
+def write_all(scale: str, records: list[dict], root: Path | None = None) -> list[Path]:
+    """Writes all tables of a scale, from its records among `records`."""
+    own = [r for r in records if r["scale"] == scale]
+    return [p for name in catalogue.RUNS for p in write(experiment_tables(name, scale, own), name, scale, root)]
