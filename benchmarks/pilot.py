@@ -117,8 +117,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after this many")
     given, begun = parser.parse_args(), time.monotonic()
     known = [arm for arm in given.arms if catalogue.strengths(given.scale, given.net, arm)]
-    given.arms = [arm for arm in given.arms if not (given.missing and arm in known)]
-    if not given.arms:
+    arms = [arm for arm in given.arms if not (given.missing and arm in known)]
+    if not arms:
         return print("every arm has its strengths")
     base = goal = catalogue.BASES[given.scale][given.net]
     if given.scale == "paper":
@@ -131,7 +131,7 @@ def main() -> None:
     run = stored if base == goal and given.device == "cpu" else partial(try_out, images=images, device=given.device)
     plain = run(base)[1]
     model = starting_model(base, images)
-    for arm in given.arms:
+    for arm in arms:
         if time.monotonic() - begun > 60 * given.minutes:
             print(f"no time left for {arm}: call again with --missing")
             continue

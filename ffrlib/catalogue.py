@@ -104,7 +104,6 @@ TOGETHER = {  # the criteria put on a net beside FFR's arms
     "quick": ("l1", "group_lasso", HSQ_GL12), "laptop": ("group_lasso", HSQ_GL12),
     "paper": ("l1", "group_lasso", HSQ_GL12),
 }  # fmt: skip
-LATER = 7  # priority added to the runs of FURTHER
 SEEDS = {"quick": 5, "laptop": 3, "paper": 5}
 
 
@@ -136,6 +135,11 @@ def turn(k: int, grid: list[float]) -> float:
     return 0.1 * abs(away) - 0.01 * (away > 0)
 
 
+def later(net: str) -> int:
+    """What is added to the priority of the runs of a net: those of FURTHER come after the rest."""
+    return 7 * (net in FURTHER)
+
+
 def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
     for net in HGSR_NETS[scale]:
         base = BASES[scale][net]
@@ -147,20 +151,20 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
     whole = scale == "paper"  # every net and strength by neuron too; elsewhere the first net at the middle strength
-    for later, net in enumerate(HGSR_NETS[scale] if whole else HGSR_NETS[scale][:1]):
+    for place, net in enumerate(HGSR_NETS[scale] if whole else HGSR_NETS[scale][:1]):
         base = BASES[scale][net]
         yield 0, base
         for name in CRITERIA:
             grid = strengths(scale, net, name)
             for strength in middle(grid):
                 yield 1, weight_arm(base, name, strength)
-            for k, strength in enumerate(grid if whole else middle(grid)):
-                if name != "l1":  # no groups, no grouping
-                    yield 4 + later + (turn(k, grid) if whole else 0), weight_arm(base, name, strength, "neuron")
-            for strength in middle(grid) if later == 0 and (whole or name in WIDE) else ():
+            for k, strength in enumerate(grid):
+                if name != "l1" and (whole or [strength] == middle(grid)):  # L1 has no groups, so no grouping
+                    yield 4 + place + turn(k, grid), weight_arm(base, name, strength, "neuron")
+            for strength in middle(grid) if place == 0 and (whole or name in WIDE) else ():
                 for width in (0.5, 2.0):
                     yield 5, weight_arm(replace(base, width=width), name, strength)
-        for width in (0.5, 2.0) if later == 0 else ():
+        for width in (0.5, 2.0) if place == 0 else ():
             yield 5, replace(base, width=width)
 
 
@@ -176,17 +180,17 @@ FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # ep
 def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
     epochs, lr = FINE_TUNE[scale]
     for net in CUT_BY_LOSS[scale]:
-        base, later = BASES[scale][net], LATER * (net in FURTHER)
+        base = BASES[scale][net]
         penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
         for start in (base, *penalised):
-            yield 2 + later, start
+            yield 2 + later(net), start
             for spec in cuts(start, ["loss_increase"], (0.02, 0.05, 0.1, 0.2, 0.5), "loss_tolerance", epochs, lr):
-                yield 3 + later, spec
+                yield 3 + later(net), spec
 
 
 def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
     for net in FFR_NETS[scale]:
-        base, order = BASES[scale][net], 0 if net in ("vgg16", "resnet56") else LATER if net in FURTHER else 1
+        base, order = BASES[scale][net], 0 if net in ("vgg16", "resnet56") else later(net) or 1
         yield order, base
         for arm in FLOW_ARMS:
             first, grid = arm in ("control", "both"), strengths(scale, net, arm)
@@ -207,19 +211,19 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
     epochs, lr = FINE_TUNE[scale]
     amounts = {"quick": (0.3, 0.4, 0.5, 0.6, 0.7), "laptop": (0.3, 0.5), "paper": (0.5, 0.7)}[scale]
     for net in FFR_NETS[scale]:
-        base, later = BASES[scale][net], LATER * (net in FURTHER)
+        base = BASES[scale][net]
         arms = [flow_arm(base, arm, s) for arm in ("control", "both") for s in middle(strengths(scale, net, arm))]
         arms += [weight_arm(base, "group_lasso", s) for s in middle(strengths(scale, net, "group_lasso"))]
         arms += [weight_arm(base, "network_slimming", s) for s in middle(strengths(scale, net, "network_slimming"))]
         scores = (*CHANNEL_SCORES, *CRITERIA[1:]) if scale == "quick" else FEW_SCORES
         for spec in (base, *cuts(base, scores, amounts, "macs_share", epochs, lr)):
-            yield 3 + later, spec
+            yield 3 + later(net), spec
         for start in arms:
-            yield 3 + later, start
+            yield 3 + later(net), start
             for spec in cuts(start, ["bn_scale", "l1_norm"], amounts, "macs_share", epochs, lr):
-                yield 3 + later, spec
+                yield 3 + later(net), spec
         for spec in cuts(base, ["l1_norm"], amounts, "macs_share", 0, lr, after="scratch"):
-            yield 4 + later, spec
+            yield 4 + later(net), spec
     if scale == "laptop":
         yield from published_resnet56()
 

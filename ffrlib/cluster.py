@@ -33,7 +33,7 @@ def paths_of(specs: list[RunSpec], root: Path) -> dict[str, Path]:
 def outdated(specs: list[RunSpec], root: Path | None) -> list[Path]:
     """The records of a job that FFR_STALE=rerun makes anew, and the weights of its base if they go with one."""
     stale = [spec for spec in specs if store.lookup(spec, root) and not store.current(spec, root)]
-    weights = [cache_path("weights", spec, root) for spec in stale[:1] if spec == specs[0]]
+    weights = [cache_path("weights", specs[0], root)] if specs[0] in stale else []
     return [store.record_path(spec, root) for spec in stale] + weights
 
 

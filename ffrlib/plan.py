@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from operator import attrgetter
 
 from ffrlib import catalogue, measure, store
 from ffrlib.spec import RunSpec
 from ffrlib.training import new_model
+
+PLACE = attrgetter("data", "model", "shortcut", "width")  # what the time of an epoch hangs on
 
 
 def size(data: str, model: str, shortcut: str, width: float) -> int:
@@ -24,8 +27,7 @@ def epoch_seconds(records: list[dict]) -> dict[tuple, float]:
     for record in records:
         s = record["spec"]
         if s.pruning.score == "none" and s.recipe.epochs:
-            place = (s.data, s.model, s.shortcut, s.width)
-            found.setdefault(place, []).append(record["provenance"]["seconds"] / s.recipe.epochs)
+            found.setdefault(PLACE(s), []).append(record["provenance"]["seconds"] / s.recipe.epochs)
     return {place: statistics.median(seconds) for place, seconds in found.items()}
 
 
@@ -46,7 +48,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
             count += 1
             short = spec.pruning.score != "none" and spec.pruning.after == "finetune"
             epochs = spec.pruning.epochs if short else spec.recipe.epochs
-            place = (spec.data, spec.model, spec.shortcut, spec.width)
+            place = PLACE(spec)
             if place not in rate:
                 work, alike = size(*place), [p for p in known if p[0] == spec.data]
                 near = min(alike, key=lambda p: abs(math.log(sizes[p] / work)), default=None)

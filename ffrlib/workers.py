@@ -86,10 +86,8 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
                         tries = 0
                     except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
                         waiting.append((base, [c for c in cuts if store.current(c, root) is None]))
-                    except (OSError, MemoryError):
-                        raise
                     except Exception as error:
-                        if short_of_memory(error):
+                        if isinstance(error, OSError) or short_of_memory(error):
                             raise
                         errors.append(error)
             except BaseException:
