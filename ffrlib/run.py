@@ -14,6 +14,7 @@ import os
 import sys
 import tarfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -39,7 +40,7 @@ from ffrlib.models import published
 from ffrlib.spec import RunSpec, base_of, choose
 from ffrlib.together import train_together
 from ffrlib.training import deterministic
-from ffrlib.workers import Job, drop_outdated, on_cores, short_of_memory, start_job
+from ffrlib.workers import Job, claimed, drop_outdated, on_cores, short_of_memory, start_job, still_missing
 
 TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}
 # Runs at once on one GPU (others: 8). Compiled there from 50 epochs on: 20 s of compiling win 25 % of VGG16's time.
@@ -97,36 +98,46 @@ def present(jobs: list[Job]) -> list[Job]:
     return [(base, cuts) for base, cuts in jobs if fits(base)]
 
 
-def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
-    """Runs jobs in groups of equal data, net and recipe, each group at once on the card."""
-    shape, waiting = attrgetter("data", "train_size", "model", "shortcut", "width", "init", "recipe"), list(jobs)
+def run_group(group: list[Job], root, device: str, deadline: float, bar) -> None:
+    """Runs jobs of equal data, net and recipe at once on the card."""
 
     def show_epoch(trainer) -> None:
         bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
 
+    first = group[0][0]
+    images = images_of(first, device)
+    for job in group:
+        drop_outdated(*job, root)
+    new = [job for job in group if needs_training(*job, root)]
+    compiled = first.model in COMPILED and first.recipe.epochs >= 50
+    trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
+    paths = [cache_path("checkpoints", s, root) for s, _ in new]
+
+    trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first))
+    for (spec, cuts), result in zip(new, trained):
+        if result.status != "paused":
+            stacking = f"streams:{len(new)}" + (", compiled" if compiled else "")
+            save_base(spec, result, device, stacking, root, bool(cuts))
+    del trainers, trained
+    torch.cuda.empty_cache()
+    for base, cuts in group:
+        if not needs_training(base, cuts, root):
+            run_cuts(base, cuts, device, root, deadline)
+            bar.update(1)
+
+
+def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
+    """Runs jobs in groups, each at once on the card; what another call is making is left to it."""
+    shape, waiting = attrgetter("data", "train_size", "model", "shortcut", "width", "init", "recipe"), list(jobs)
     while waiting and time.monotonic() < deadline:
         first = waiting[0][0]
         group = [job for job in waiting if shape(job[0]) == shape(first)][: together or TOGETHER.get(first.model, 8)]
         waiting = [job for job in waiting if job not in group]
-        images = images_of(first, device)
-        for job in group:
-            drop_outdated(*job, root)
-        new = [job for job in group if needs_training(*job, root)]
-        compiled = first.model in COMPILED and first.recipe.epochs >= 50
-        trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
-        paths = [cache_path("checkpoints", s, root) for s, _ in new]
-
-        trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first))
-        for (spec, cuts), result in zip(new, trained):
-            if result.status != "paused":
-                stacking = f"streams:{len(new)}" + (", compiled" if compiled else "")
-                save_base(spec, result, device, stacking, root, bool(cuts))
-        del trainers, trained
-        torch.cuda.empty_cache()
-        for base, cuts in group:
-            if not needs_training(base, cuts, root):
-                run_cuts(base, cuts, device, root, deadline)
-                bar.update(1)
+        with ExitStack() as claims:
+            ours = [job for job in group if claims.enter_context(claimed(job[0], root))]
+            ours = [(base, still_missing(cuts, root)) for base, cuts in ours]
+            if ours:
+                run_group(ours, root, device, deadline, bar)
 
 
 def cores() -> int:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 
 import torch
+from filelock import FileLock, Timeout
 
 from ffrlib import store
 from ffrlib.cluster import outdated
-from ffrlib.jobs import run_job
+from ffrlib.jobs import cache_path, run_job
 from ffrlib.spec import RunSpec, key
 
+FOREVER = 1e9  # seconds
 RETRIES = 2  # after worker processes were killed, without a run finished in between
 Job = tuple[RunSpec, list[RunSpec]]  # a base run and the cuts that start from it
 
@@ -39,16 +43,45 @@ def children_deaf_to_ctrl_c():
             signal.signal(signal.SIGINT, before)
 
 
+def still_missing(specs: list[RunSpec], root) -> list[RunSpec]:
+    return [spec for spec in specs if store.current(spec, root) is None]
+
+
 def drop_outdated(base: RunSpec, cuts: list[RunSpec], root) -> None:
     for path in outdated([base, *cuts], root):
         path.unlink(missing_ok=True)
 
 
-def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: int, deadline: float) -> None:
-    """`run_job`, once what FFR_STALE=rerun makes anew is out of its way: not before its turn has come."""
-    if time.monotonic() < deadline:
-        drop_outdated(base, cuts, root)
-        run_job(base, cuts, root, device, threads, deadline)
+@contextmanager
+def claimed(base: RunSpec, root, patience: float = 0) -> Iterator[bool]:
+    """Whether the job of this base is ours: within `patience` seconds no other call on the same store is at it. The
+    claim is a file lock, which ends with its process however that ends."""
+    place = cache_path("locks", base, root).with_suffix(".lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: int, deadline: float,
+              wait: bool = True) -> bool:  # fmt: skip
+    """`run_job`, once what FFR_STALE=rerun makes anew is out of its way: not before its turn has come. True where it
+    was left alone because another call is at it; with `wait`, what that call leaves undone is done after it."""
+    if (left := deadline - time.monotonic()) <= 0:
+        return False
+    with claimed(base, root, min(left, FOREVER) if wait else 0) as ours:
+        if ours:
+            missing = still_missing(cuts, root)
+            drop_outdated(base, missing, root)
+            run_job(base, missing, root, device, threads, deadline)
+    return not ours
 
 
 def begin_worker() -> None:
@@ -66,26 +99,32 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
     """Runs jobs as single-threaded processes; those whose process was killed go on from checkpoints.
 
     A job that raises does not stop the others: the first error is raised when they are done. Errors that concern all
-    (the disk, memory) are raised at once.
+    (the disk, memory) are raised at once. What another call is making has its turn at the end, and is waited for.
     """
-    waiting, tries, errors = list(jobs), 0, []
-    while waiting:
+    waiting, elsewhere, tries, errors = list(jobs), [], 0, []
+    while waiting or elsewhere:
+        wait = not waiting
+        if wait:
+            waiting, elsewhere = elsewhere, []
+            print(f"Waiting for {len(waiting)} runs that another call is making.", file=sys.stderr, flush=True)
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, initializer=begin_worker) as pool:
             running, waiting, left = {}, [], list(waiting)
             try:
                 with children_deaf_to_ctrl_c(), suppress(BrokenProcessPool):  # it may break before all are handed over
                     while left:
-                        running[pool.submit(start_job, *left[0], root, "cpu", 1, deadline)] = left[0]
+                        running[pool.submit(start_job, *left[0], root, "cpu", 1, deadline, wait)] = left[0]
                         left.pop(0)
                 for future in as_completed(running):
                     base, cuts = running[future]
                     try:
-                        future.result()
+                        if future.result():
+                            elsewhere.append((base, cuts))
+                            continue
                         bar.update(1)
                         tries = 0
                     except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
-                        waiting.append((base, [c for c in cuts if store.current(c, root) is None]))
+                        waiting.append((base, still_missing(cuts, root)))
                     except Exception as error:
                         if isinstance(error, OSError) or short_of_memory(error):
                             raise

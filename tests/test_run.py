@@ -250,13 +250,13 @@ def test_a_cut_that_cannot_end_in_time_leaves_no_record(root, monkeypatch):
     assert store.lookup(cut(epochs=1), root) is None
 
 
-def deadly(base, cuts, root, *rest):
+def deadly(base, cuts, root, device, threads, deadline, wait):
     """A worker that is killed in its first three runs, as the kernel does when memory is short."""
     marks = list(root.glob("mark-*"))
     if len(marks) < int(os.environ["DEATHS"]):
         (root / f"mark-{time.time_ns()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    jobs.run_job(base, cuts, root, *rest)
+    jobs.run_job(base, cuts, root, device, threads, deadline)
 
 
 class Bar:
@@ -277,11 +277,11 @@ def test_a_killed_worker_is_replaced(trained, tmp_path, monkeypatch):
     assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
 
 
-def faulty(base, cuts, root, *rest):
+def faulty(base, cuts, root, device, threads, deadline, wait):
     """A worker for which one of the runs is too much."""
     if base == BASE:
         raise ValueError("this run alone")
-    jobs.run_job(base, cuts, root, *rest)
+    jobs.run_job(base, cuts, root, device, threads, deadline)
 
 
 @pytest.mark.slow
