@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import prose, rendering, store, tables, verdicts
+from ffrlib import claims, prose, rendering, store, tables, verdicts
 from ffrlib.catalogue import BASES
 from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
@@ -58,7 +58,7 @@ def against_published(records: list[dict]) -> tuple[list[str], list[str]]:
         base = BASES["paper"][net]
         same = (papers["dataset"] == base.data) & (papers["model"] == net) & papers["method"].str.startswith("dense")
         dense = papers[same]["baseline_accuracy"]
-        ours, what = verdicts.by_seed(frame, key(base), "test_accuracy"), f"dense {net} on {base.data}, scale paper"
+        ours, what = claims.by_seed(frame, key(base), "test_accuracy"), f"dense {net} on {base.data}, scale paper"
         line = f"{what}: ours {ours.mean():.2f} (n = {len(ours)}), published {dense.min():.2f} to {dense.max():.2f}"
         if ours.empty:
             said.append(f"{what}: {tables.NOT_RUN}")

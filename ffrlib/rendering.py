@@ -12,8 +12,9 @@ from ffrlib.files import results_folder, write_atomically
 from ffrlib.tables import NOT_CHOSEN, NOT_REACHED, NOT_RUN, experiment_tables
 
 NOTES = {  # what a reader of a table must know beside it
-    "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between neighbouring strengths of a seed; "
-                      "where one of them is at chance no such net exists. Decides nothing.",
+    "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between those two strengths of a seed whose "
+                      "shares are next to the sparsity, where every seed reaches it; where one of the two is at chance "
+                      "no such net exists. Decides nothing.",
     "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
            "the same row. Quiet ones: results/benchmarks/latency.md.",
 }  # fmt: skip

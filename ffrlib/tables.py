@@ -97,8 +97,9 @@ def aggregate(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.Data
 
 def accuracy_at_sparsity(arm: pd.DataFrame, target: float) -> pd.Series:
     """Test accuracy with small weights zeroed of each seed (index) where the share of small weights is `target`, linear
-    between neighbouring strengths. Empty unless each seed's own range has the target: nothing is extrapolated, and a
-    mean over some of the seeds is not shown for all. `arm`: finished runs of the same strengths for each seed."""
+    between the two strengths whose shares are next to it. Empty unless each seed's own range has the target: nothing is
+    extrapolated, and a mean over some of the seeds is not shown for all. `arm`: finished runs of the same strengths for
+    each seed."""
     found = {}
     for seed, runs in arm.groupby("seed"):
         points = runs.groupby("unstructured_sparsity")["zeroed_test_accuracy"].mean()
@@ -118,14 +119,15 @@ def covered(frame: pd.DataFrame, keys) -> pd.DataFrame:
 def chosen_strength(frame: pd.DataFrame, keys, plain: str, measure: str) -> str | None:
     """The one of an arm's `covered` `keys` with the largest mean `measure` among strengths without a diverged run whose
     mean validation accuracy is at most `HELD` below that of the run with key `plain`, over the seeds that both have (of
-    equal ones the more accurate); None where there is none. See docs/protocol.md."""
+    equal ones the more accurate, then the first of `keys`); None where there is none. See docs/protocol.md."""
     arm, beside = covered(frame, keys), frame[frame["key"] == plain].set_index("seed")["validation_accuracy"]
     arm = arm[arm["seed"].isin(beside.index)]
     sound = arm.groupby("key").filter(lambda group: (group["status"] == "finished").all())
     means = sound.groupby("key")[["validation_accuracy", measure]].mean().dropna().round(9)  # not the last bits
     least = round(beside[beside.index.isin(arm["seed"])].mean() - HELD, 9)
     means = means[means["validation_accuracy"] >= least]
-    return means.sort_values([measure, "validation_accuracy"]).index[-1] if len(means) else None
+    means = means.reindex([k for k in reversed(keys) if k in means.index])  # sorting keeps the order of equal ones
+    return means.sort_values([measure, "validation_accuracy"], kind="stable").index[-1] if len(means) else None
 
 
 # -- from records to rows ----------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ import hashlib
 import json
 import math
 import sys
-from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,31 +19,12 @@ import pandas as pd
 from scipy import stats
 
 from ffrlib import catalogue, prose, store, tables
+from ffrlib.claims import Part, against_baselines, at_equal_accuracy, crossing, cut_by_loss
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
-from ffrlib.spec import CRITERIA, SCALES, RunSpec, base_of, key
+from ffrlib.spec import SCALES
 
 LEVEL, PAIRS, MOST = 0.025, 5, 100  # one-sided level of a test, fewest pairs that decide, most seeds worth naming
-SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
-WEIGHTS, CHANNELS = tables.BOTH
-EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
-    "H1": [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH],
-    "F1": [("both", "plain", WEIGHTS, True)],
-    "F2": [("both", "plain", CHANNELS, True)],
-    "F4": [(arm, "control", m, arm == "both") for arm in ("both", "length", "curvature") for m in tables.BOTH],
-}
 UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("tiny_imagenet",))]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One comparison: differences in points by seed, the limits (b, m), the keys of both arms ("" for none, "?" and its
-    name for an arm that has no run to compare yet)."""
-
-    name: str
-    differences: pd.Series
-    limits: tuple[float, float]
-    keys: tuple[str, ...]
-    decides: bool = True
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -84,7 +64,7 @@ def judge(parts: list[Part]) -> list[dict]:
         mean, low, high = (None if math.isnan(v) else round(v, 3) for v in tables.interval(x))
         verdict, needed = "undecided", 0
         if len(x) >= PAIRS and p_up < LEVEL and x.mean() >= part.limits[1]:
-            verdict = "supported"
+            verdict = "undecided" if part.only_refutes else "supported"
         elif len(x) >= PAIRS and p_down < LEVEL:
             verdict = "not supported"
         else:
@@ -131,109 +111,6 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
             "records": sorted({k for j in judged for k in j["records"]})}  # fmt: skip
 
 
-# -- the parts of each claim -------------------------------------------------------------------------------------------
-def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
-    """A metric of the finished runs with this key, in points, by seed."""
-    rows = frame[(frame["key"] == cell) & (frame["status"] == "finished")].set_index("seed").sort_index()
-    return rows[column] * (1 if "accuracy" in column else 100)
-
-
-def compare(frame, first: str, second: str, column: str, limits, name: str, decides: bool = True) -> Part:
-    """The part `first` - `second` (keys) in one metric, paired by seed."""
-    differences = (by_seed(frame, first, column) - by_seed(frame, second, column)).dropna()
-    return Part(name, differences, limits, (first, second), decides)
-
-
-def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Part]:
-    """H1, F1, F2, F4: the parts of `EQUAL_ACCURACY` on one net, each arm at its chosen strength."""
-    specs = tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", base.scale)
-    by_arm, plain = tables.arms(specs), key(base)
-
-    def chosen(arm: str, measure: str) -> str:
-        keys = by_arm.get((base, arm), ())
-        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or f"?{arm}"
-
-    asked = EQUAL_ACCURACY[claim]
-    return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in asked]
-
-
-def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
-    """H2, arms at their middle strengths: for every two contexts (net and width) whose best arms among those that both
-    ran differ, the lead of each in its own context. Where one arm is best in all contexts, its leads (not deciding)."""
-    by_arm, contexts = {}, {}
-    for name in ("1_hgsr_criteria", "2_hgsr_structure"):
-        for place, keys in tables.arms(tables.unseeded(name, scale)).items():
-            by_arm.setdefault(place, catalogue.middle(keys)[0])
-    for (plain, arm), cell in by_arm.items():
-        if arm != "plain" and tables.chosen_strength(frame, [cell], key(plain), WEIGHTS):
-            contexts.setdefault(plain, {})[arm] = frame[frame["key"] == cell][WEIGHTS].mean()
-
-    def lead(plain, first, second, decides=True):
-        name = f"{first} - {second}, {plain.model} width {plain.width:g}"
-        return compare(frame, by_arm[plain, first], by_arm[plain, second], WEIGHTS, SPARSER, name, decides)
-
-    parts, tops, pairs = [], [], [*combinations(contexts, 2)]
-    for p, q in pairs:
-        common = set(contexts[p]) & set(contexts[q])
-        if len(common) > 1:
-            (a, a2), (b, b2) = (sorted(common, key=lambda arm: (-contexts[c][arm], arm))[:2] for c in (p, q))
-            parts += [lead(p, a, b), lead(q, b, a)] if a != b else []
-            tops += [(p, a, a2), (q, b, b2)]
-    same = len({best for _, best, _ in tops}) == 1 and len(tops) == 2 * len(pairs)
-    return parts + [lead(*top, decides=False) for top in dict.fromkeys(tops) if same]
-
-
-def best_cut(frame: pd.DataFrame, cells: list[str]) -> str:
-    """Key of the cut with the best mean validation accuracy after fine-tuning, without a diverged run; "" for none."""
-    runs = tables.covered(frame, cells).groupby("key")
-    means = runs["validation_accuracy"].agg(lambda v: v.mean(skipna=False))
-    return means.idxmax() if means.notna().any() else ""
-
-
-def cut_by_loss(frame: pd.DataFrame, claim: str, base: RunSpec) -> list[Part]:
-    """H3 and H4: the share of parameters that loss increase removes, and what it costs."""
-    share, limits = (0.5, NOT_LOST) if claim == "H3" else (0.34, AT_LEAST)
-    specs = [s for s in tables.unseeded("3_hgsr_pruning", base.scale) if tables.plain_of(s) == base]
-    start = next((s for s in specs if s.weight.name == catalogue.HSQ_GL12), None)
-    cuts = [key(s) for s in specs if start and s != start and base_of(s) == start]
-    removed = tables.covered(frame, cuts).groupby("key")["parameters_removed"].mean().dropna()
-    above = removed[removed > share]
-    cell = best_cut(frame, list(above.index)) if len(above) else removed.idxmax() if len(removed) else ""
-    before, plain, what = key(start) if start else "", key(base), "parameters_removed"
-    parts = [Part(f"{what}, more than {share:g}", by_seed(frame, cell, what), (100 * share,) * 2, (cell,)),
-             compare(frame, cell, plain, "test_accuracy", limits, "test accuracy, cut - plain"),
-             compare(frame, before, plain, "zero_channels", SPARSER, "zero channels, penalised - plain")]  # fmt: skip
-    return parts if claim == "H3" else parts[:2]
-
-
-def against_baselines(frame: pd.DataFrame, base: RunSpec) -> list[Part]:
-    """F3: pruned FFR nets against baselines of our own harness and, at scale paper, published changes of accuracy."""
-    specs, papers, parts = tables.unseeded("5_ffr_pruning", base.scale), tables.published(), []
-    cuts = [s for s in specs if not tables.uncut(s) and tables.plain_of(s) == base]
-    papers = papers[(papers["dataset"] == base.data) & (papers["model"] == base.model) & (base.scale == "paper")]
-    better = ("bn_scale", "l1_norm")
-    others = {"plain net by L1": ("plain", ("l1_norm",)), "geometric median": ("plain", ("geometric_median",)),
-              "random": ("plain", ("random",)), "network slimming": ("network_slimming", better),
-              "group lasso": ("group_lasso", better), "from scratch": ("plain", ("l1_norm",), "scratch")}  # fmt: skip
-
-    def best(amount: float, arm: str, scores, after: str = "finetune") -> str:
-        ways = [s for s in cuts if tables.arm_of(s) == arm and (s.pruning.amount, s.pruning.after) == (amount, after)]
-        return best_cut(frame, [key(s) for s in ways if s.pruning.score in scores])
-
-    for amount in sorted({s.pruning.amount for s in cuts}):
-        ours = best(amount, "both", better)
-        for name, other in others.items():
-            title = f"FFR - {name}, {amount:g} of the MACs removed"
-            parts.append(compare(frame, ours, best(amount, *other), "test_accuracy", NOT_LOST, title))
-        near = (papers["macs_removed_pct"] - by_seed(frame, ours, "macs_removed").mean()).abs() <= 5
-        changes = papers[near]["accuracy_change"].dropna()
-        if len(changes):
-            title = f"FFR's change - median of {len(changes)} published, {amount:g} of the MACs removed"
-            own = compare(frame, ours, key(base), "test_accuracy", NOT_LOST, title)
-            parts.append(replace(own, differences=own.differences - changes.median()))
-    return parts
-
-
 def verdicts(records: list[dict]) -> list[dict]:
     """The verdict on every claim for each net and set of the catalogue, scales apart, and on what no run covers yet."""
     out = [entry(claim, "paper", net, data, []) for claim, net, data in UNTRIED]
@@ -267,7 +144,8 @@ def markdown(found: list[dict]) -> str:
     """verdicts.md: one row a verdict, then the parts of each that has any pair."""
     lines = ["# Verdicts", "", "Generated from the records by the rules of [the protocol](../docs/protocol.md).",
              "Effects are in points of accuracy, or of a share in percent.", "",
-             f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed = seeds x arms.",
+             f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed = seeds x arms: a",
+             "guess, fewer where some arms have those seeds already, more where an arm still wants a weaker strength.",
              "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.",
              "† marks records made with other code. H4 is about a Tiny ImageNet ResNet: other nets are analogues.", "",
              "| claim | net | set | scale | verdict | weakest deciding part | effect [95 % interval] | runs needed |",
@@ -276,10 +154,10 @@ def markdown(found: list[dict]) -> str:
     analogue = lambda v: ", an analogue" * (v["claim"] == "H4" and "tiny" not in v["net"])  # noqa: E731
     for v in some:
         seeds = f"over {MOST}" if v["seeds_needed"] > MOST else v["seeds_needed"]
-        needed = f"at least {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else ""
+        needed = f"about {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else ""
         lines.append(f"| {v['claim']}{analogue(v)} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
                      f"| {v['effect']['part']} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
-    waiting = [f"{v['claim']} {v['net']} on {v['set']} ({v['scale']}, at least {v['runs_needed']} runs)"
+    waiting = [f"{v['claim']} {v['net']} on {v['set']} ({v['scale']}, about {v['runs_needed']} runs)"
                for v in found if v not in some]  # fmt: skip
     why = "Undecided for want of any pair (not run, or no strength within a point of the plain net): "
     lines += ["", why + "; ".join(waiting) + "."] if waiting else []

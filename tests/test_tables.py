@@ -128,6 +128,14 @@ def test_a_strength_with_fewer_seeds_waits_and_seeds_are_compared_with_their_own
     assert ask(["weak", "strong"]) == "weak" and ask(["strong"]) == "strong" and ask(["none"]) is None
 
 
+def test_of_equal_strengths_the_first_is_chosen_whatever_their_keys():
+    rows = [(k, s, 97.0, 0.5) for k in ("plain", "z", "m", "a") for s in (0, 1)]
+    frame = pd.DataFrame(rows, columns=["key", "seed", "validation_accuracy", "removable_weight_share"])
+    for keys in (["z", "m", "a"], ["m", "a", "z"]):
+        found = tables.chosen_strength(frame.assign(status="finished"), keys, "plain", "removable_weight_share")
+        assert found == keys[0]
+
+
 def test_a_loss_of_exactly_one_point_is_within_one_point():
     plain, arm = (81.1, 83.26, 82.68), (79.5, 82.14, 82.4)
     assert np.mean(arm) < np.mean(plain) - 1, "by rounding alone"
