@@ -12,16 +12,18 @@ from ffrlib.files import REPOSITORY
 from ffrlib.spec import SCALES, require
 
 SHARES = ("_share", "_channels", "_sparsity", "_removed", "_kernels")  # how the names of metrics end that are shares
-CUT = ("score", "budget", "amount")
 CITED = (("1_hgsr_criteria", "strengths"), ("4_ffr_flow", "strengths"), ("3_hgsr_pruning", "cut"),
-         ("5_ffr_pruning", "cut"), ("5_ffr_pruning", "before_cut"))  # fmt: skip
+         ("5_ffr_pruning", "cut"), ("5_ffr_pruning", "before_cut"), ("4_ffr_flow", "recipes"),
+         ("6_ffr_readings", "readings"))  # fmt: skip
+NAMED = {"cut": ("score", "budget", "amount"), "recipes": ("epochs", "weight_decay"), "readings": ("reading",)}
 PROSE = ("README.md", "docs/*.md", "notebooks/*.ipynb", "notebooks/*/*.ipynb", "teaching/*.md")
 VALUE = re.compile(r"<!--value:([^>]+?)-->(.*?)<!--/value-->")
 
 
 def values(records: list[dict], found: list[dict]) -> dict[str, str]:
     """Name -> text of each number that prose may cite, shares in percent: plain runs, every arm at the strength chosen
-    for weights, every cut and what is cut, the verdicts `found`; e.g. `quick.digits_digits_cnn.both.test_accuracy`."""
+    for weights, every cut, what is cut, recipe and reading, the verdicts `found`; e.g.
+    `quick.digits_digits_cnn.both.test_accuracy`."""
     own = {scale: tables.counted(records, scale) for scale in SCALES}  # a reader's own runs change no number
     out = {"records": str(sum(map(len, own.values())))}
     for scale, runs in own.items():
@@ -30,7 +32,7 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
     for scale, (experiment, kind) in product(SCALES, CITED):
         for row in tables.experiment_tables(experiment, scale, own[scale])[kind].to_dict("records"):
             place = [scale, row["net"], row["arm"], *([] if kind == "strengths" else [kind])]
-            place += [row[n] for n in CUT] if kind == "cut" else []
+            place += [row[n] or "default" for n in NAMED.get(kind, ())]
             wanted = row["n"] and (kind != "strengths" or row["arm"] == "plain" or "weights" in row["chosen for"])
             metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
             for metric in ["n", *metrics] if wanted else ():

@@ -144,6 +144,7 @@ def markdown(found: list[dict]) -> str:
     """verdicts.md: one row a verdict, then the parts of each that has any pair."""
     lines = ["# Verdicts", "", "Generated from the records by the rules of [the protocol](../docs/protocol.md).",
              "Effects are in points of accuracy, or of a share in percent.", "",
+             f"The version of the protocol that they follow is {protocol()} (the start of its SHA-256).",
              f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed = seeds x arms: a",
              "guess, fewer where some arms have those seeds already, more where an arm still wants a weaker strength.",
              "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.",
