@@ -11,7 +11,9 @@ from ffrlib import catalogue, measure, store
 from ffrlib.spec import RunSpec
 from ffrlib.training import new_model
 
-PLACE = attrgetter("data", "model", "shortcut", "width")  # what the time of an epoch hangs on
+PLACE = attrgetter("data", "model", "shortcut", "width")  # what the time of an image hangs on
+TRAINING_IMAGES = {"digits": 1000, "cifar10": 45000, "cifar100": 45000, "tiny_imagenet": 90000, "stl10": 4500}
+# ... of the whole sets, the validation images taken off: see data.load.
 
 
 def size(data: str, model: str, shortcut: str, width: float) -> int:
@@ -21,24 +23,32 @@ def size(data: str, model: str, shortcut: str, width: float) -> int:
     return measure.macs(new_model(spec, 10), shape)
 
 
-def epoch_seconds(records: list[dict]) -> dict[tuple, float]:
-    """(data, model, shortcut, width) -> seconds of an epoch, the median over trainings of whole nets."""
+def images(spec: RunSpec) -> int:
+    """How many images an epoch of this run has."""
+    return spec.train_size or TRAINING_IMAGES[spec.data]
+
+
+def image_seconds(records: list[dict]) -> dict[tuple, float]:
+    """(data, model, shortcut, width) -> seconds of a training image, the median over trainings of whole nets."""
     found: dict[tuple, list[float]] = {}
     for record in records:
         s = record["spec"]
         if s.pruning.score == "none" and s.recipe.epochs:
-            found.setdefault(PLACE(s), []).append(record["provenance"]["seconds"] / s.recipe.epochs)
+            found.setdefault(PLACE(s), []).append(record["provenance"]["seconds"] / s.recipe.epochs / images(s))
     return {place: statistics.median(seconds) for place, seconds in found.items()}
 
 
 def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
-    """What would run, and how many minutes its training takes at the speeds that the records of this scale measured.
+    """What would run, and how many minutes its training takes at the speeds that the records of this scale measured, or
+    those of all scales where this one has none.
 
-    A net without a record is priced by its MACs, at the speed of the net nearest in MACs on the same set.
+    A net without a record is priced by its MACs, at the speed of the net nearest in MACs (on the same set, if any).
     """
-    known = epoch_seconds(store.load_all(scale=scale)[0])
+    known = image_seconds(store.load_all(scale=scale)[0])
+    others = "" if known else ", at the speed of the other scales' records"
+    known = known or image_seconds(store.load_all()[0])
     rate, sizes = dict(known), {place: size(*place) for place in known}
-    lines, total, more, seen = [f"scale {scale}, {workers} worker(s)", ""], 0.0, "", set()
+    lines, total, more, seen = [f"scale {scale}, {workers} worker(s){others * bool(known)}", ""], 0.0, "", set()
     for name in [experiment] if experiment else catalogue.RUNS:
         minutes, guessed, unknown, count = 0.0, set(), set(), 0
         for spec in catalogue.specs(scale, name):
@@ -50,11 +60,11 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
             epochs = spec.pruning.epochs if short else spec.recipe.epochs
             place = PLACE(spec)
             if place not in rate:
-                work, alike = size(*place), [p for p in known if p[0] == spec.data]
+                work, alike = size(*place), [p for p in known if p[0] == spec.data] or known
                 near = min(alike, key=lambda p: abs(math.log(sizes[p] / work)), default=None)
                 rate[place] = known[near] * work / sizes[near] if near else math.nan
             if math.isfinite(rate[place]):
-                minutes += epochs * rate[place] / 60 / workers
+                minutes += epochs * images(spec) * rate[place] / 60 / workers
                 guessed |= {spec.model} if place not in known and epochs else set()
             elif epochs:
                 unknown.add(spec.model)
@@ -66,6 +76,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
             lines += [f"    {what}: {', '.join(sorted(names))}"] if names else []
         lines += [f"    no strength chosen yet, so not counted: {lacking}"] if lacking else []
         more = " and more" if unknown or lacking else more
-    lines += ["", f"together {total:.1f} min{more}; a run of two experiments is counted in the first.",
+    days = f" ({total / 1440:.0f} days)" if total > 2880 else ""
+    lines += ["", f"together {total:.1f} min{days}{more}; a run of two experiments is counted in the first.",
               "Measuring, scoring channels and training a base again for its cuts come on top."]  # fmt: skip
     return "\n".join(lines)

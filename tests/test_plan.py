@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ffrlib import catalogue, plan, store
+from ffrlib import catalogue, data, plan, store
 from ffrlib.spec import Pruning
 
 
@@ -47,6 +47,30 @@ def test_a_net_without_a_record_is_priced_by_its_macs(monkeypatch):
     monkeypatch.setattr(catalogue, "specs", lambda scale, name: [small, large, later])
     text = told("laptop", "5_ffr_pruning")
     assert f"2 of 3 runs to make, {(2 + 1) * sizes[1] / sizes[0]:.1f} min priced by MACs: resnet56" in text
+
+
+def test_a_scale_without_records_is_priced_by_the_others(monkeypatch):
+    small, large = catalogue.BASES["laptop"]["resnet20"], catalogue.BASES["paper"]["resnet20"]
+    monkeypatch.setattr(catalogue, "specs", lambda scale, name: [large, replace(large, data="cifar100")])
+    assert "no record tells the speed: resnet20" in told("paper", "4_ffr_flow")
+    keep(small, 60)  # a minute for 20,000 images
+    text = told("paper", "4_ffr_flow")
+    macs = [plan.size(data, "resnet20", "A", 1.0) for data in ("cifar10", "cifar100")]
+    minutes = 100 * 45000 / 20000 * (1 + macs[1] / macs[0])
+    assert f"2 of 2 runs to make, {minutes:.1f} min priced by MACs: resnet20" in text
+    assert "at the speed of the other scales' records" in text
+    keep(large, 10)
+    assert f"1 of 2 runs to make, {100 * 10 / 60 * macs[1] / macs[0]:.1f} min" in told("paper", "4_ffr_flow")
+    assert "other scales" not in told("paper", "4_ffr_flow")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "digits"])
+def test_the_images_of_a_set_are_those_that_are_trained_on(name):
+    try:
+        images = data.load(name)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert len(images.train[1]) == plan.TRAINING_IMAGES[name]
 
 
 def test_an_arm_without_strengths_is_named(monkeypatch):
