@@ -94,7 +94,7 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
     """Runs jobs on the Dask cluster whose scheduler listens at `address`; a job whose worker dies is run again.
 
     Raises RuntimeError in one sentence where Dask is missing, the scheduler does not answer or goes away, a worker is
-    unfit, or a job's workers died again and again; and whatever a job raises.
+    unfit, or a job's workers died again and again; and the first error that a job raised, once the others are done.
     """
     try:
         from distributed import Client, KilledWorker
@@ -113,7 +113,7 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
         raise RuntimeError(f"no Dask scheduler answers at {address} ({reason})") from None
     root, until = root or results_folder(), time.time() + deadline - time.monotonic()
     with client:
-        running = {}
+        running, errors = {}, []
         try:
             for base, cuts in jobs:
                 specs = [base, *cuts]
@@ -124,7 +124,17 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
                 bar.write("no worker has joined the cluster yet; waiting for one", file=sys.stderr)
             for future in arrivals(client, running, deadline):
                 specs = running.pop(future)
-                keep(specs, root, future.result())
+                try:
+                    files = future.result()
+                except FileNotFoundError as error:  # images or weights that this worker can neither find nor fetch
+                    print(f"Not run: {error}", file=sys.stderr, flush=True)
+                    continue
+                except (KilledWorker, CancelledError, ImportError):
+                    raise
+                except Exception as error:  # a run that fails does not stop the others
+                    errors.append(error)
+                    continue
+                keep(specs, root, files)
                 bar.update(1)
         except KilledWorker as error:
             deaths = f"{error.allowed_failures + 1} workers died while it ran, perhaps for lack of memory"
@@ -135,3 +145,5 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
             raise RuntimeError(f"a worker cannot load ffrlib ({error}): use one environment everywhere") from None
         finally:
             client.cancel(list(running))
+        if errors:
+            raise errors[0]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from ffrlib import cluster, files, run, store
+from ffrlib import cluster, fetch, files, run, store
 from ffrlib.jobs import cache_path
 from ffrlib.run import Summary, run_specs
 from ffrlib.spec import FlowPenalty, Pruning, Recipe, RunSpec, key
@@ -86,6 +86,22 @@ def dask(tmp_path, results, monkeypatch):
 
 def on(dask, specs, root=None, **options) -> Summary:
     return run_specs(specs, root, scheduler=dask.address, progress=False, **{"minutes": 3} | options)
+
+
+@pytest.mark.slow
+def test_a_run_that_a_worker_cannot_make_does_not_stop_the_others(dask, results, tmp_path, monkeypatch, capsys):
+    dask.add_worker(FFR_DATA=str(tmp_path), FFR_DOWNLOAD="never")
+    elsewhere = replace(BASE, data="stl10", model="vgg11_small")  # in no run of the catalogue
+    try:
+        pytest.skip(f"STL-10 is here, so the worker finds it: {fetch.locate('stl10')}")
+    except FileNotFoundError:
+        pass
+    faulty = replace(BASE, train_size=5000)  # more than there are
+    assert on(dask, [elsewhere, BASE]) == Summary(trained=1, missing=1)
+    assert "Not run" in capsys.readouterr().err and store.lookup(BASE)
+    with pytest.raises(Exception, match="5000"):
+        on(dask, [faulty, replace(BASE, seed=1)])
+    assert store.lookup(replace(BASE, seed=1))
 
 
 @pytest.mark.slow
