@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes on a CPU; default: one a core")
     parser.add_argument("--scheduler", default="", help="address of a Dask cluster that does the runs")
     parser.add_argument("--together", type=int, default=0, help="runs at once on a GPU; default: by the net's size")
-    parser.add_argument("--out", type=Path, help="store folder of its own, with records.tar.gz and checkpoints.tar.gz")
+    parser.add_argument("--out", type=Path, help="store folder of its own, and archives of it to carry")
     parser.add_argument("--deterministic", action="store_true", help="equal runs on one GPU bitwise equal, but slower")
     parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes, and stop")
     given = parser.parse_args(arguments)
@@ -258,6 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.out:
             pack(given.out, "records.tar.gz", "runs")
             pack(given.out, "checkpoints.tar.gz", "cache/checkpoints")
+            pack(given.out, "weights.tar.gz", "cache/weights")  # of bases whose cuts are still to come
         print(summary)
     except KeyboardInterrupt:
         sys.exit("interrupted; finished records and checkpoints are kept, the same command goes on from there")

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 import torch
 from filelock import FileLock, Timeout
 
-from ffrlib import store
+from ffrlib import checkpoint, store
 from ffrlib.cluster import outdated
 from ffrlib.jobs import cache_path, run_job
 from ffrlib.spec import RunSpec, key
@@ -96,11 +96,15 @@ def begin_worker() -> None:
 
 
 def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
-    """Runs jobs as single-threaded processes; those whose process was killed go on from checkpoints.
+    """Runs jobs as processes, single-threaded unless begun otherwise; killed ones' jobs go on from checkpoints.
 
     A job that raises does not stop the others: the first error is raised when they are done. Errors that concern all
     (the disk, memory) are raised at once. What another call is making has its turn at the end, and is waited for.
     """
+
+    def threads(base: RunSpec) -> int:  # as many as its checkpoint had, so that it ends bitwise the same
+        return checkpoint.threads(cache_path("checkpoints", base, root)) or 1
+
     waiting, elsewhere, tries, errors = list(jobs), [], 0, []
     while waiting or elsewhere:
         wait = not waiting
@@ -113,7 +117,9 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
             try:
                 with children_deaf_to_ctrl_c(), suppress(BrokenProcessPool):  # it may break before all are handed over
                     while left:
-                        running[pool.submit(start_job, *left[0], root, "cpu", 1, deadline, wait)] = left[0]
+                        running[pool.submit(start_job, *left[0], root, "cpu", threads(left[0][0]), deadline, wait)] = (
+                            left[0]
+                        )
                         left.pop(0)
                 for future in as_completed(running):
                     base, cuts = running[future]

@@ -420,6 +420,19 @@ def test_the_command_line_packs_what_must_travel(tmp_path, monkeypatch, capsys):
     assert "0 trained" in capsys.readouterr().out
 
 
+def test_the_weights_of_a_base_travel_so_that_its_cuts_need_no_training(trained, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    for path in (store.record_path(BASE, out), cache_path("weights", BASE, out)):
+        path.parent.mkdir(parents=True)
+        path.write_bytes((trained / path.relative_to(out)).read_bytes())
+    run.main(["--out", str(out), "--model", "vgg16"])  # nothing to run: it packs what is there
+    for name in ("records", "weights"):
+        with tarfile.open(out / f"{name}.tar.gz") as archive:
+            archive.extractall(tmp_path / "other", filter="data")
+    monkeypatch.setattr(jobs, "train_together", None)
+    assert run_quietly([cut()], tmp_path / "other") == Summary(trained=1)
+
+
 def test_a_checkpoint_travels(trained, tmp_path):
     paused, images = tmp_path / "a", jobs.images_of(BASE, "cpu")
     trainer = training.Trainer(BASE, images, observe=jobs.observer(images, torch.float32))

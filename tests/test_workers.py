@@ -97,3 +97,10 @@ def test_what_another_call_is_making_has_its_turn_at_the_end(tmp_path, capsys):
         other.kill()
     call.join(120)
     assert store.lookup(BASE, tmp_path) and bar.n == 2
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers.checkpoint, "threads", lambda path: 2 if "flow" in path.name else 0)
+    workers.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, Bar())
+    assert [store.lookup(spec, tmp_path)["provenance"]["threads"] for spec in (BASE, SMOOTH)] == [1, 2]
