@@ -95,6 +95,7 @@ BASES = {  # the plain runs on which a scale stands: {short name: RunSpec}
 HGSR_NETS = {
     "quick": ("digits_cnn",), "laptop": ("alexnet_small",), "paper": ("alexnet_small", "vgg11_small", "resnet18_small"),
 }  # fmt: skip
+FIRST = ("vgg16", "resnet56")  # at scale paper: none, control and FFR, then the two penalties below, before all else
 FURTHER = ("vgg16_cifar100", "resnet56_cifar100", "resnet18_tiny", "resnet110", "resnet110_cifar100")  # after the rest
 FFR_NETS = {
     "quick": ("digits_cnn",), "laptop": ("resnet20",), "paper": ("vgg16", "resnet56", "resnet20", *FURTHER),
@@ -143,7 +144,7 @@ def later(net: str) -> int:
 def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
     for net in HGSR_NETS[scale]:
         base = BASES[scale][net]
-        yield 0, base
+        yield 0.95, base
         for name in CRITERIA:
             for k, strength in enumerate(grid := strengths(scale, net, name)):
                 yield 1 + turn(k, grid), weight_arm(base, name, strength)
@@ -153,7 +154,7 @@ def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
     whole = scale == "paper"  # every net and strength by neuron too; elsewhere the first net at the middle strength
     for place, net in enumerate(HGSR_NETS[scale] if whole else HGSR_NETS[scale][:1]):
         base = BASES[scale][net]
-        yield 0, base
+        yield 0.95, base
         for name in CRITERIA:
             grid = strengths(scale, net, name)
             for strength in middle(grid):
@@ -183,14 +184,14 @@ def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
         base = BASES[scale][net]
         penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
         for start in (base, *penalised):
-            yield 2 + later(net), start
+            yield 0.9 if net in FIRST else 2 + later(net), start
             for spec in cuts(start, ["loss_increase"], (0.02, 0.05, 0.1, 0.2, 0.5), "loss_tolerance", epochs, lr):
                 yield 3 + later(net), spec
 
 
 def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
     for net in FFR_NETS[scale]:
-        base, order = BASES[scale][net], 0 if net in ("vgg16", "resnet56") else later(net) or 1
+        base, order = BASES[scale][net], 0 if net in FIRST else later(net) or 1
         yield order, base
         for arm in FLOW_ARMS:
             first, grid = arm in ("control", "both"), strengths(scale, net, arm)
@@ -198,7 +199,7 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 if scale == "laptop" and k == 0 and len(grid) > 2:
                     continue  # the weakest: three hours that decide least
                 yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
-        if scale != "paper":  # run length and weight decay, at the middle strength
+        if net == FFR_NETS[scale][0]:  # run length and weight decay, at the middle strength
             for change in ({"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}):
                 other = replace(base, recipe=replace(base.recipe, **change))
                 yield 6, other
@@ -216,10 +217,11 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
         arms += [weight_arm(base, "group_lasso", s) for s in middle(strengths(scale, net, "group_lasso"))]
         arms += [weight_arm(base, "network_slimming", s) for s in middle(strengths(scale, net, "network_slimming"))]
         scores = (*CHANNEL_SCORES, *CRITERIA[1:]) if scale == "quick" else FEW_SCORES
-        for spec in (base, *cuts(base, scores, amounts, "macs_share", epochs, lr)):
+        for start in (base, *arms):
+            yield 0.9 if net in FIRST else 3 + later(net), start
+        for spec in cuts(base, scores, amounts, "macs_share", epochs, lr):
             yield 3 + later(net), spec
         for start in arms:
-            yield 3 + later(net), start
             for spec in cuts(start, ["bn_scale", "l1_norm"], amounts, "macs_share", epochs, lr):
                 yield 3 + later(net), spec
         for spec in cuts(base, ["l1_norm"], amounts, "macs_share", 0, lr, after="scratch"):
@@ -259,20 +261,15 @@ def ffr_readings(scale: str) -> Iterator[tuple[float, RunSpec]]:
 def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
     net, (epochs, lr) = FFR_NETS[scale][0], FINE_TUNE[scale]
     base = BASES[scale][net]
-    apart, pairs = [base], []
-    for criterion in TOGETHER[scale]:
-        for strength in middle(strengths(scale, net, criterion)):
-            penalised = weight_arm(base, criterion, strength)
-            apart.append(penalised)
-            for arm in ("control", "both"):
-                for push in middle(strengths(scale, net, arm)):
-                    apart.append(flow_arm(base, arm, push))
-                    pairs.append(flow_arm(penalised, arm, push))
+    flows = [(arm, s) for arm in ("control", "both") for s in middle(strengths(scale, net, arm))]
+    weights = [weight_arm(base, c, s) for c in TOGETHER[scale] for s in middle(strengths(scale, net, c))]
+    apart = [base, *(flow_arm(base, *flow) for flow in flows), *weights]
+    pairs = [flow_arm(start, *flow) for start in weights for flow in flows]
     for start in apart:
-        yield 1 if start == base else 2.5, start
+        yield 0.9 if net in FIRST else 1 if start == base else 2.5, start
     for start in pairs:
         yield 6, start
-    for start in dict.fromkeys(apart + pairs):  # at equal budget
+    for start in apart + pairs:  # at equal budget
         for spec in cuts(start, ["l1_norm"], (0.5,), "macs_share", epochs, lr):
             yield 6.5, spec
 
