@@ -225,15 +225,15 @@ def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy after zeroing of every criterion at equal sparsity, and its lead over the counterpart's, by seed."""
     rows, by_arm = [], arms(specs)
 
-    def whole(keys: list[str]) -> pd.DataFrame:  # the finished runs of those seeds that have a run of every key
+    def whole(keys: list[str]) -> pd.DataFrame:  # finished runs of those seeds that have each key that was run at all
         rows = frame[frame["key"].isin(keys)]
-        rows = rows[rows.groupby("seed")["key"].transform("nunique") == len(keys)]
-        return rows[rows["status"] == "finished"]
+        rows = rows[rows.groupby("seed")["key"].transform("nunique") == rows["key"].nunique()]
+        return rows[rows["status"] == "finished"] if rows["key"].nunique() > 1 else rows[:0]
 
     for plain, name, target in product(dict.fromkeys(p for p, _ in by_arm), CRITERIA, TARGETS):
         other, net = counterpart(name), LABELS["net"](plain)
         keys, others = ([*by_arm.get((plain, n), ()), key(plain)] for n in (name, other))
-        runs = [whole(k) if len(k) > 1 else frame[:0] for k in (keys, others)]
+        runs = [whole(k) for k in (keys, others)]
         at, beside = (accuracy_at_sparsity(r, target) for r in runs)
         row = {"net": net, "arm": name, "counterpart": other, "sparsity": f"{target:g}", "n": len(at)}
         for what, values, made in (("accuracy", at, runs[:1]), ("lead", (at - beside).dropna(), runs)):
@@ -257,8 +257,7 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
     if wrong := {r["scale"] for r in records} - {scale}:
         raise ValueError(f"the records' scale is {', '.join(sorted(wrong))}; allowed: only {scale} in its tables.")
     made = chosen_tables(name, scale, specs, frame_of(records))
-    main = next(iter(made))
-    return made | {main: with_unchosen(made[main], name, scale)}
+    return {kind: with_unchosen(table, name, scale) if "strength" in table else table for kind, table in made.items()}
 
 
 def with_unchosen(table: pd.DataFrame, name: str, scale: str) -> pd.DataFrame:

@@ -199,10 +199,22 @@ def test_equal_sparsity_says_not_reached_and_pairs_with_the_counterpart(tmp_path
     more = [*records, keep(tmp_path, seeded(PLAIN, 4)[3], zeroed_test_accuracy=50.0)]  # its penalised runs are to come
     again = tables.equal_sparsity(specs, tables.frame_of(more)).set_index(["arm", "sparsity"])
     assert again.loc[(hierarchical, "0.3"), "n"] == 3 and again.loc[(hierarchical, "0.3"), "lead"] == row["lead"]
+    wider = [*specs, catalogue.weight_arm(PLAIN, hierarchical, 0.01)]  # a strength without any run yet
+    wider = tables.equal_sparsity(wider, tables.frame_of(records)).set_index(["arm", "sparsity"])
+    assert wider.loc[(hierarchical, "0.3"), "lead"] == row["lead"] and wider.loc[(hierarchical, "0.3"), "n"] == 3
     alone = [r for r in records if r["spec"].weight.name != "group_lasso"]
     alone = tables.equal_sparsity(specs, tables.frame_of(alone)).set_index(["arm", "sparsity"])
     assert alone.loc[(hierarchical, "0.3"), "lead"] == tables.NOT_RUN, "the counterpart was not run"
     assert table.loc[("l1", "0.3"), "accuracy"] == tables.NOT_RUN and table.loc[("group_lasso", "0.3"), "lead"] == ""
+
+
+def test_an_arm_without_strengths_has_a_row_in_each_table_of_its_experiment(monkeypatch):
+    monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: [0.1] if arm == "both" else [])
+    for kind, table in tables.experiment_tables("5_ffr_pruning", "laptop", []).items():
+        if kind != "published":
+            missing = table[(table["arm"] == "network_slimming") & (table["net"] == "cifar10 resnet20 A")]
+            assert list(missing["strength"]) == [tables.NOT_CHOSEN], kind
+            assert list(missing["test_accuracy"]) == [tables.NOT_RUN], kind
 
 
 def test_other_scales_and_names_are_refused(tmp_path):
