@@ -45,9 +45,10 @@ replicate: $(ENVIRONMENT)  ## train the quick scale again from nothing and compa
 
 # One thread for each process: pytest and the kernels start several, and threads beyond the cores slow all down.
 test: export OMP_NUM_THREADS ?= 1
-test: $(ENVIRONMENT)  ## unit tests, the notebooks, and a replication of a sample
+test: $(ENVIRONMENT)  ## unit tests, the notebooks, the published tables, and a replication of a sample
 	@$(PY) -m pytest -q
 	@$(if $(NOTEBOOKS),$(PY) -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env $(NOTEBOOKS))
+	@$(PY) -m ffrlib.check
 	@$(PY) -m ffrlib.notebooks sample
 
 lab: $(ENVIRONMENT)  ## JupyterLab at the start notebook
