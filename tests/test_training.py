@@ -518,6 +518,14 @@ def test_runs_together_are_those_alone_and_one_may_diverge(few, alone):
     assert same(weights_of(trained[2].model), weights_of(train(other, few).model))
 
 
+def test_runs_together_with_batch_norm_are_those_alone(few):
+    spec = replace(AGAIN, model="vgg11_small_bn", recipe=replace(AGAIN.recipe, epochs=1))
+    specs = [replace(spec, seed=k, weight=replace(L1, strength=1e-3 * k)) for k in (1, 2)]
+    together = train_together([Trainer(s, few, observe=observe) for s in specs])
+    for one, result in zip(specs, together):
+        assert same(weights_of(result.model), weights_of(train(one, few).model))  # running statistics too
+
+
 def test_masked_weights_stay_zero_and_the_others_move(few):
     model = new_model(AGAIN, 10)
     draw = torch.Generator().manual_seed(0)
@@ -654,8 +662,9 @@ def test_streams_together_equal_one_by_one(name, colours):
 
 
 @gpu
-def test_streams_together_equal_one_by_one_step_by_step(colours):
-    spec = GPU_RUNS["alexnet, dropout"]
+@pytest.mark.parametrize("name", ["alexnet, dropout", "resnet20, crop and flip", "vgg11 with batch norm, dropout"])
+def test_streams_together_equal_one_by_one_step_by_step(name, colours):
+    spec = GPU_RUNS[name]
     images = on_card(spec, colours)
     trainers = [Trainer(replace(spec, seed=k), images, "cuda") for k in range(4)]
     for trainer in trainers:
