@@ -57,13 +57,15 @@ def claimed(base: RunSpec, root, patience: float = 0) -> Iterator[bool]:
     """Whether the job of this base is ours: within `patience` seconds no other call on the same store is at it. The
     claim is a file lock, which ends with its process however that ends."""
     place = cache_path("locks", base, root).with_suffix(".lock")
-    place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
     except Timeout:
         yield False
         return
+    except OSError as error:  # the store cannot be written to: say so before hours of training
+        raise OSError(error.errno, f"{error.strerror}; nothing was written", str(place)) from error
     try:
         yield True
     finally:

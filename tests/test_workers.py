@@ -75,6 +75,13 @@ def test_who_waits_stops_at_its_deadline(tmp_path):
         other.kill()
 
 
+def test_a_store_that_cannot_be_written_to_says_so_before_any_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(workers, "run_job", None)
+    with pytest.raises(OSError, match="nothing was written"):
+        workers.start_job(BASE, [], tmp_path / "file" / "results", "cpu", 1, math.inf)
+
+
 class Bar:
     def __init__(self):
         self.n = 0
