@@ -35,9 +35,12 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
             place += [row[n] or "default" for n in NAMED.get(kind, ())]
             wanted = row["n"] and (kind != "strengths" or row["arm"] == "plain" or "weights" in row["chosen for"])
             metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]
+            metrics += [f"{c} {limit}" for c in metrics if c.startswith("change in") for limit in ("low", "high")]
+            metrics = [c for c in metrics if math.isfinite(row[c])]  # one seed has no interval
             for metric in ["n", *metrics] if wanted else ():
                 value = row[metric]
-                shown = f"{100 * value:.1f}" if metric.endswith(SHARES) else rendering.text(metric, value)
+                share = metric.removesuffix(" low").removesuffix(" high").endswith(SHARES)
+                shown = f"{100 * value:.1f}" if share else rendering.text(metric, value)
                 name = ".".join([*place, metric]).replace(", ", "_").replace(" ", "_")
                 require(out.setdefault(name, shown) == shown, f"the value {name}", shown, f"only {out[name]}")
     for v in found:

@@ -292,7 +292,7 @@ def chosen_tables(name: str, scale: str, specs: list[RunSpec], frame: pd.DataFra
         usual = [s for s in bases if plain_of(s) in catalogue.BASES[scale].values()]
         varied = {(arm_of(s), *strengths_of(s)) for s in bases if s not in usual}
         recipes = [s for s in bases if (arm_of(s), *strengths_of(s)) in varied]
-        recipes = cells(recipes, frame, ["epochs", "weight_decay", *ARM], FLOW)
+        recipes = beside_plain(cells(recipes, frame, ["epochs", "weight_decay", *ARM], FLOW), recipes, frame)
         return {"strengths": with_chosen(usual, frame, FLOW), "recipes": recipes}
     main = beside_plain(cells(bases, frame, [*ARM, "reading"], FLOW), bases, frame)
     if name == "6_ffr_readings":

@@ -133,11 +133,12 @@ def verdicts(records: list[dict]) -> list[dict]:
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 def effect_text(e: dict | None) -> str:
-    """Mean, interval and n of an effect, in points."""
+    """Mean, interval and n of an effect, in points; a difference has a sign, a share has none."""
     if not e or e["mean"] is None:
         return "no pair"
-    limits = "" if e["low"] is None else f" [{e['low']:+.2f}, {e['high']:+.2f}]"
-    return f"{e['mean']:+.2f}{limits}, n = {e['n']}"
+    sign = "" if "to exceed" in e["part"] else "+"
+    limits = "" if e["low"] is None else f" [{e['low']:{sign}.2f}, {e['high']:{sign}.2f}]"
+    return f"{e['mean']:{sign}.2f}{limits}, n = {e['n']}"
 
 
 def markdown(found: list[dict]) -> str:
@@ -147,6 +148,7 @@ def markdown(found: list[dict]) -> str:
              f"The version of the protocol that they follow is {protocol()} (the start of its SHA-256).",
              f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed = seeds x arms: a",
              "guess, fewer where some arms have those seeds already, more where an arm still wants a weaker strength.",
+             "An interval of width zero is the grid of the measure (2.5 points) on few seeds, not precision.",
              "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.",
              "† marks records made with other code. H4 is about a Tiny ImageNet ResNet: other nets are analogues.", "",
              "| claim | net | set | scale | verdict | weakest deciding part | effect [95 % interval] | runs needed |",
@@ -158,10 +160,10 @@ def markdown(found: list[dict]) -> str:
         needed = f"about {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else ""
         lines.append(f"| {v['claim']}{analogue(v)} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
                      f"| {v['effect']['part']} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
-    waiting = [f"{v['claim']} {v['net']} on {v['set']} ({v['scale']}, about {v['runs_needed']} runs)"
-               for v in found if v not in some]  # fmt: skip
-    why = "Undecided for want of any pair (not run, or no strength within a point of the plain net): "
-    lines += ["", why + "; ".join(waiting) + "."] if waiting else []
+    for scale in SCALES:
+        waiting = [f"{v['claim']} {v['net']} on {v['set']}" for v in found if v not in some and v["scale"] == scale]
+        why = f"Undecided at `{scale}` for want of any pair (not run, or no strength within a point of the plain net): "
+        lines += ["", why + "; ".join(waiting) + "."] if waiting else []
     for v in some:
         lines += ["", f"## {v['claim']}{analogue(v)}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
                   "| part | decides | verdict | effect [95 % interval] | p above b, below m (Holm) | records |",
