@@ -199,9 +199,13 @@ def test_equal_sparsity_says_not_reached_and_pairs_with_the_counterpart(tmp_path
     more = [*records, keep(tmp_path, seeded(PLAIN, 4)[3], zeroed_test_accuracy=50.0)]  # its penalised runs are to come
     again = tables.equal_sparsity(specs, tables.frame_of(more)).set_index(["arm", "sparsity"])
     assert again.loc[(hierarchical, "0.3"), "n"] == 3 and again.loc[(hierarchical, "0.3"), "lead"] == row["lead"]
-    wider = [*specs, catalogue.weight_arm(PLAIN, hierarchical, 0.01)]  # a strength without any run yet
-    wider = tables.equal_sparsity(wider, tables.frame_of(records)).set_index(["arm", "sparsity"])
+    wider_spec = catalogue.weight_arm(PLAIN, hierarchical, 0.01)  # a strength without any run yet
+    wider_specs = [*specs, wider_spec]
+    wider = tables.equal_sparsity(wider_specs, tables.frame_of(records)).set_index(["arm", "sparsity"])
     assert wider.loc[(hierarchical, "0.3"), "lead"] == row["lead"] and wider.loc[(hierarchical, "0.3"), "n"] == 3
+    begun = [*records, keep(tmp_path, replace(wider_spec, seed=0), unstructured_sparsity=0.1)]  # one of its seeds
+    begun = tables.equal_sparsity(wider_specs, tables.frame_of(begun)).set_index(["arm", "sparsity"])
+    assert begun.loc[(hierarchical, "0.3"), "lead"] == row["lead"] and begun.loc[(hierarchical, "0.3"), "n"] == 3
     alone = [r for r in records if r["spec"].weight.name != "group_lasso"]
     alone = tables.equal_sparsity(specs, tables.frame_of(alone)).set_index(["arm", "sparsity"])
     assert alone.loc[(hierarchical, "0.3"), "lead"] == tables.NOT_RUN, "the counterpart was not run"
