@@ -225,12 +225,9 @@ def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy after zeroing of every criterion at equal sparsity, and its lead over the counterpart's, by seed."""
     rows, by_arm = [], arms(specs)
 
-    def whole(
-        keys: list[str],
-    ) -> pd.DataFrame:  # finished runs, each key with each seed: of all keys that were run at all
-        rows = frame[
-            frame["key"].isin(keys)
-        ]  # the seeds that have them, or those keys that have all seeds: what is more
+    def whole(keys: list[str]) -> pd.DataFrame:
+        """Finished runs, each key with each seed: the seeds that have all keys or the keys that have all seeds."""
+        rows = frame[frame["key"].isin(keys)]
         seeds = rows[rows.groupby("seed")["key"].transform("nunique") == rows["key"].nunique()]
         rows = max(seeds, covered(frame, keys), key=len)
         return rows[rows["status"] == "finished"] if rows["key"].nunique() > 1 else rows[:0]
