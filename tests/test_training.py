@@ -166,7 +166,8 @@ def test_a_step_is_what_a_plain_loop_computes(spec, digits, colours):
     assert (wanted[:, 1] > 0).all() == (spec not in [BUNDLES[name] for name in UNPENALISED])
     expected, ours = weights_of(model), weights_of(trainer.model)
     for name, value in expected.items():
-        assert np.abs(ours[name] - value).max() < 1e-10, name
+        # Relative to its size: running variances reach 16 here, and float64 sums in another order by CPU.
+        assert np.abs(ours[name] - value).max() < 1e-10 * max(1, np.abs(value).max()), name
 
 
 def test_a_penalty_has_its_own_column_and_its_strength_is_linear(digits):
