@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import signal
 import subprocess
@@ -248,57 +247,6 @@ def test_a_cut_that_cannot_end_in_time_leaves_no_record(root, monkeypatch):
     monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 1e6)
     assert run_quietly([cut(epochs=1)], root, minutes=5) == Summary(missing=1)
     assert store.lookup(cut(epochs=1), root) is None
-
-
-def deadly(base, cuts, root, device, threads, deadline, wait):
-    """A worker that is killed in its first three runs, as the kernel does when memory is short."""
-    marks = list(root.glob("mark-*"))
-    if len(marks) < int(os.environ["DEATHS"]):
-        (root / f"mark-{time.time_ns()}").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    jobs.run_job(base, cuts, root, device, threads, deadline)
-
-
-class Bar:
-    def __init__(self):
-        self.n = 0
-
-    def update(self, n):
-        self.n += n
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced(trained, tmp_path, monkeypatch):
-    monkeypatch.setenv("DEATHS", "2")
-    bar = Bar()
-    monkeypatch.setattr(workers, "start_job", deadly)
-    workers.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, bar)
-    assert bar.n == 2 and store.lookup(SMOOTH, tmp_path)
-    assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
-
-
-def faulty(base, cuts, root, device, threads, deadline, wait):
-    """A worker for which one of the runs is too much."""
-    if base == BASE:
-        raise ValueError("this run alone")
-    jobs.run_job(base, cuts, root, device, threads, deadline)
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "start_job", faulty)
-    with pytest.raises(ValueError, match="this run alone"):
-        workers.on_cores([(BASE, []), (SMOOTH, []), (replace(BASE, seed=1), [])], tmp_path, 1, math.inf, Bar())
-    assert store.lookup(SMOOTH, tmp_path) and store.lookup(replace(BASE, seed=1), tmp_path)
-
-
-@pytest.mark.slow
-def test_workers_that_are_killed_again_and_again_end_the_call(tmp_path, monkeypatch):
-    monkeypatch.setenv("DEATHS", "99")
-    monkeypatch.setattr(workers, "start_job", deadly)
-    with pytest.raises(RuntimeError, match="killed 3 times.*use fewer workers"):
-        workers.on_cores([(BASE, [])], tmp_path, 1, math.inf, Bar())
-    assert len(list(tmp_path.glob("mark-*"))) == 3
 
 
 MAIN = """

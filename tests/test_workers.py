@@ -1,6 +1,8 @@
-"""Two calls on one store share the work; killed workers are in test_run.py."""
+"""Processes of one machine: two calls share the work, a killed worker costs no run."""
 
 import math
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -88,6 +90,52 @@ class Bar:
 
     def update(self, n):
         self.n += n
+
+
+def deadly(base, cuts, root, device, threads, deadline, wait):
+    """A worker that is killed in its first three runs, as the kernel does when memory is short."""
+    marks = list(root.glob("mark-*"))
+    if len(marks) < int(os.environ["DEATHS"]):
+        (root / f"mark-{time.time_ns()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    jobs.run_job(base, cuts, root, device, threads, deadline)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
+    jobs.run_job(BASE, [], tmp_path / "alone", "cpu", 1)
+    monkeypatch.setenv("DEATHS", "2")
+    bar = Bar()
+    monkeypatch.setattr(workers, "start_job", deadly)
+    workers.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, bar)
+    assert bar.n == 2 and store.lookup(SMOOTH, tmp_path)
+    again, alone = store.lookup(BASE, tmp_path), store.lookup(BASE, tmp_path / "alone")
+    assert again["curve"] == alone["curve"]
+    assert again["metrics"] | {"latency_ms": 0} == alone["metrics"] | {"latency_ms": 0}
+
+
+def faulty(base, cuts, root, device, threads, deadline, wait):
+    """A worker for which one of the runs is too much."""
+    if base == BASE:
+        raise ValueError("this run alone")
+    jobs.run_job(base, cuts, root, device, threads, deadline)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "start_job", faulty)
+    with pytest.raises(ValueError, match="this run alone"):
+        workers.on_cores([(BASE, []), (SMOOTH, []), (replace(BASE, seed=1), [])], tmp_path, 1, math.inf, Bar())
+    assert store.lookup(SMOOTH, tmp_path) and store.lookup(replace(BASE, seed=1), tmp_path)
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_again_and_again_end_the_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEATHS", "99")
+    monkeypatch.setattr(workers, "start_job", deadly)
+    with pytest.raises(RuntimeError, match="killed 3 times.*use fewer workers"):
+        workers.on_cores([(BASE, [])], tmp_path, 1, math.inf, Bar())
+    assert len(list(tmp_path.glob("mark-*"))) == 3
 
 
 @pytest.mark.slow
