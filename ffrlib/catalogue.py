@@ -141,6 +141,11 @@ def later(net: str) -> int:
     return 7 * (net in FURTHER)
 
 
+def net_priority(net: str, usual: float) -> float:
+    """The priority of a net's runs that are not cut: those of FIRST early, all others as `usual`."""
+    return 0.9 if net in FIRST else usual + later(net)
+
+
 def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
     for net in HGSR_NETS[scale]:
         base = BASES[scale][net]
@@ -184,7 +189,7 @@ def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
         base = BASES[scale][net]
         penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
         for start in (base, *penalised):
-            yield 0.9 if net in FIRST else 2 + later(net), start
+            yield net_priority(net, 2), start
             for spec in cuts(start, ["loss_increase"], (0.02, 0.05, 0.1, 0.2, 0.5), "loss_tolerance", epochs, lr):
                 yield 3 + later(net), spec
 
@@ -218,7 +223,7 @@ def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
         arms += [weight_arm(base, "network_slimming", s) for s in middle(strengths(scale, net, "network_slimming"))]
         scores = (*CHANNEL_SCORES, *CRITERIA[1:]) if scale == "quick" else FEW_SCORES
         for start in (base, *arms):
-            yield 0.9 if net in FIRST else 3 + later(net), start
+            yield net_priority(net, 3), start
         for spec in cuts(base, scores, amounts, "macs_share", epochs, lr):
             yield 3 + later(net), spec
         for start in arms:
@@ -266,7 +271,7 @@ def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
     apart = [base, *(flow_arm(base, *flow) for flow in flows), *weights]
     pairs = [flow_arm(start, *flow) for start in weights for flow in flows]
     for start in apart:
-        yield 0.9 if net in FIRST else 1 if start == base else 2.5, start
+        yield net_priority(net, 1 if start == base else 2.5), start
     for start in pairs:
         yield 6, start
     for start in apart + pairs:  # at equal budget

@@ -167,7 +167,7 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     deadline = time.monotonic() + 60 * minutes - min(RESERVE * 60 * minutes, 30)
     store.note_code()
     jobs, reused = jobs_of(specs, root)
-    missing = [spec for base, cuts in jobs for spec in ([base] if store.current(base, root) is None else []) + cuts]
+    missing = [spec for base, cuts in jobs for spec in still_missing([base, *cuts], root)]
     if not device:
         paper = any(base.scale == "paper" for base, _ in jobs)
         device = "cuda" if paper and torch.cuda.is_available() and not scheduler else "cpu"
