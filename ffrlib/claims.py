@@ -111,7 +111,7 @@ def cut_by_loss(frame: pd.DataFrame, claim: str, base: RunSpec) -> list[Part]:
     before, plain, what = key(start) if start else "", key(base), "parameters_removed"
     vanished = compare(frame, before, plain, "zero_channels", SPARSER, "zero channels, penalised - plain")
     vanished = replace(vanished, only_refutes=True)  # it counts readers too: see docs/protocol.md
-    parts = [Part(f"{what} (%), to exceed {100 * share:g}", by_seed(frame, cell, what), (100 * share,) * 2, (cell,)),
+    parts = [Part(f"{what} - {100 * share:g} %", by_seed(frame, cell, what) - 100 * share, (0.0, 0.0), (cell,)),
              compare(frame, cell, plain, "test_accuracy", limits, "test accuracy, cut - plain"),
              vanished]  # fmt: skip
     return parts if claim == "H3" else parts[:2]

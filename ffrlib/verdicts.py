@@ -133,12 +133,11 @@ def verdicts(records: list[dict]) -> list[dict]:
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 def effect_text(e: dict | None) -> str:
-    """Mean, interval and n of an effect, in points; a difference has a sign, a share has none."""
+    """Mean, interval and n of an effect, in points."""
     if not e or e["mean"] is None:
         return "no pair"
-    sign = "" if "to exceed" in e["part"] else "+"
-    limits = "" if e["low"] is None else f" [{e['low']:{sign}.2f}, {e['high']:{sign}.2f}]"
-    return f"{e['mean']:{sign}.2f}{limits}, n = {e['n']}"
+    limits = "" if e["low"] is None else f" [{e['low']:+.2f}, {e['high']:+.2f}]"
+    return f"{e['mean']:+.2f}{limits}, n = {e['n']}"
 
 
 def markdown(found: list[dict]) -> str:
