@@ -29,8 +29,12 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
     for scale, runs in own.items():
         seconds = sum(r["provenance"]["seconds"] for r in runs)
         out |= {f"{scale}.records": str(len(runs)), f"{scale}.minutes": f"{seconds / 60:.0f}"}
+    made = {
+        (scale, name): tables.experiment_tables(name, scale, own[scale])
+        for scale, name in product(SCALES, dict.fromkeys(name for name, _ in CITED))
+    }
     for scale, (experiment, kind) in product(SCALES, CITED):
-        for row in tables.experiment_tables(experiment, scale, own[scale])[kind].to_dict("records"):
+        for row in made[scale, experiment][kind].to_dict("records"):
             place = [scale, row["net"], row["arm"], *([] if kind == "strengths" else [kind])]
             place += [row[n] or "default" for n in NAMED.get(kind, ())]
             wanted = row["n"] and (kind != "strengths" or row["arm"] == "plain" or "weights" in row["chosen for"])
