@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from ffrlib import store
 from ffrlib.files import results_folder, write_atomically
-from ffrlib.jobs import PORTABLE, cache_path, run_job
+from ffrlib.jobs import PORTABLE, cache_path, checkpoints, run_job
 from ffrlib.spec import RunSpec, from_dict, key, to_dict
 
 PATIENCE = 10  # seconds in which the scheduler must answer
@@ -41,6 +42,7 @@ def contents(specs: list[RunSpec], root: Path) -> dict[str, bytes]:
     """What there is of a job's files, as far as it may travel."""
     old = outdated(specs, root)
     found = {name: path for name, path in paths_of(specs, root).items() if path.exists() and path not in old}
+    found |= {path.relative_to(root).as_posix(): path for path in checkpoints(specs[0], specs[1:], root)}
     return {name: path.read_bytes() for name, path in found.items() if path.stat().st_size <= PORTABLE}
 
 
@@ -76,6 +78,14 @@ def keep(specs: list[RunSpec], root: Path, files: dict[str, bytes]) -> None:
             write_atomically(path, files[name])
     if name not in files and store.lookup(specs[0], root):  # the base has ended: its checkpoint has served
         path.unlink(missing_ok=True)
+    for spec in specs[1:]:  # a cut's checkpoint has a digest in its name
+        path = cache_path("checkpoints", spec, root)
+        for name in files:
+            if re.fullmatch(re.escape(path.with_suffix("").relative_to(root).as_posix()) + r"-[0-9a-f]{8}\.npz", name):
+                write_atomically(root / name, files[name])
+        if store.lookup(spec, root):
+            for path in checkpoints(spec, [spec], root):
+                path.unlink()
 
 
 def arrivals(client, running: dict, deadline: float) -> Iterator:
@@ -113,9 +123,11 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
         raise RuntimeError(f"no Dask scheduler answers at {address} ({reason})") from None
     root, until = root or results_folder(), time.time() + deadline - time.monotonic()
     with client:
-        running, errors = {}, []
+        running, errors, gathered = {}, [], {}
+        for base, cuts in jobs:  # whole jobs only: what a second one of the same base needs is not here yet
+            gathered.setdefault(base, []).extend(cuts)
         try:
-            for base, cuts in jobs:
+            for base, cuts in gathered.items():
                 specs = [base, *cuts]
                 settings, code = [to_dict(spec) for spec in specs], [store.code_hash(spec) for spec in specs]
                 sent = client.submit(start, settings, code, contents(specs, root), device, until, pure=False)
@@ -135,7 +147,7 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
                     errors.append(error)
                     continue
                 keep(specs, root, files)
-                bar.update(1)
+                bar.update(sum(base == specs[0] for base, _ in jobs))
         except KilledWorker as error:
             deaths = f"{error.allowed_failures + 1} workers died while it ran, perhaps for lack of memory"
             raise RuntimeError(f"run {key(specs[0])}: {deaths}") from None

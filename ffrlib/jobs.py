@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import time
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ffrlib import data, measure, models, store
+from ffrlib import checkpoint, data, measure, models, store
 from ffrlib.files import results_folder
 from ffrlib.models import published
 from ffrlib.pruning import budgets, criteria, removal
@@ -41,6 +42,22 @@ def cache_path(kind: str, spec: RunSpec, root: Path | None) -> Path:
     record = store.record_path(spec, root)
     folder = (Path(root) if root else results_folder()) / "cache" / kind / spec.scale / record.parent.name
     return folder / f"{record.stem}.npz"
+
+
+def checkpoints(base: RunSpec, cuts: list[RunSpec], root: Path | None) -> list[Path]:
+    """The checkpoints that there are of a base run and its cuts. A cut's name ends in a digest of what it started from:
+    on a GPU the same cut twice need not be the same channels."""
+    paths = [cache_path("checkpoints", base, root)]
+    for path in (cache_path("checkpoints", spec, root) for spec in cuts):
+        paths += path.parent.glob(f"{path.stem}-*.npz")
+    return [path for path in paths if path.exists()]
+
+
+def set_threads(spec: RunSpec, root: Path | None, threads: int) -> None:
+    """As many threads as the run was begun with, so that it ends bitwise the same; else `threads` (0: as they are)."""
+    begun = next(filter(None, map(checkpoint.threads, checkpoints(spec, [spec], root))), 0)
+    if begun or threads:
+        torch.set_num_threads(begun or threads)
 
 
 def starting_model(spec: RunSpec, images: data.ImageSet) -> torch.nn.Module:
@@ -83,6 +100,11 @@ def save(spec: RunSpec, status: str, metrics, device, root, curve=None, seconds=
     store.save(spec, status, curve or {}, metrics, made, root)
 
 
+def closing(images: data.ImageSet) -> int:
+    """Training images that take as long as measuring a net: a pass forward counts as 0.4 of one (measured)."""
+    return measure.passes(images) * 2 // 5
+
+
 def save_base(spec: RunSpec, trained: Trained, device, stacking: str, root, keep_weights: bool) -> None:
     """Measures a trained net, writes its record unless it has one, keeps its weights where a cut will need them."""
     metrics = {"failure": trained.failure}
@@ -101,6 +123,14 @@ def plain(spec: RunSpec, **recipe) -> RunSpec:
     """The same run without penalties and cut, with changes of its recipe."""
     bare = replace(spec, weight=WeightPenalty(), flow=FlowPenalty(), activation=ActivationControl(), pruning=Pruning())
     return replace(bare, recipe=replace(spec.recipe, **recipe))
+
+
+def digest(model: torch.nn.Module) -> str:
+    """Eight hex digits of a net's weights and statistics."""
+    found = hashlib.sha256()
+    for value in model.state_dict().values():
+        found.update(value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:8]
 
 
 def cut_weights(model, share: float) -> tuple[torch.nn.Module, dict, dict]:
@@ -128,21 +158,23 @@ def cut_channels(model, spec: RunSpec, images: data.ImageSet, device) -> tuple[t
     return cut, None, measure.pruned_report(model, cut, keep, images) | {"held_back": held_back}
 
 
-def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, root=None, deadline=math.inf) -> None:
-    """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record. A training that cannot
-    end before the deadline isn't started: no record then."""
+def run_cut(spec: RunSpec, model: torch.nn.Module, device, root=None, deadline=math.inf, threads=0) -> None:
+    """Cuts a trained net as `spec.pruning` says, fine-tunes or retrains it, writes the record; pauses at a checkpoint
+    where the deadline is too near."""
+    set_threads(spec, root, threads)
     start, p, dtype, images = time.monotonic(), spec.pruning, precision(spec, device), images_of(spec, device)
     scratch = p.after == "scratch"
     model = model.to(device, memory_format=torch.channels_last).eval()
+    before = accuracies(model, images, dtype, "test")["test_accuracy"]
     try:
         if p.budget == "weight_share":
             cut, masks, metrics = cut_weights(model, p.amount)
         else:
             cut, masks, metrics = cut_channels(model, spec, images, device)
-    except ValueError as error:  # a share that the least of one channel a layer puts out of reach: a result as well
+    except budgets.OutOfReach as error:  # a result as well
         save(spec, "unreachable", {"failure": {"reason": str(error)}}, device, root)
         return
-    status, curve, metrics["base_test_accuracy"] = "finished", {}, base_metrics["test_accuracy"]
+    status, curve, seconds, metrics["base_test_accuracy"] = "finished", {}, 0.0, before
     metrics |= {f"cut_{name}": value for name, value in accuracies(cut, images, dtype, "test", "validation").items()}
     if scratch:
         with torch.random.fork_rng(devices=[]):
@@ -151,40 +183,52 @@ def run_cut(spec: RunSpec, model: torch.nn.Module, base_metrics: dict, device, r
     if scratch or p.epochs:
         recipe = {} if scratch else {"epochs": p.epochs, "lr": p.lr}
         trainer = trainer_of(plain(spec, **recipe), images, device, cut, masks=masks)
-        trained = train_together([trainer], deadline=deadline, must_finish=True)[0]
+        path, begun = cache_path("checkpoints", spec, root), time.monotonic()
+        path = path.with_stem(f"{path.stem}-{digest(cut)}")
+        trained = train_together([trainer], [path], deadline=deadline, must_finish=not portable(spec))[0]
         if trained.status == "paused":
             return
         cut, status, curve = trained.model, trained.status, trained.curve
+        seconds = trained.seconds - (time.monotonic() - begun)  # with those of earlier calls
     if status == "finished":
         metrics |= accuracies(cut, images, dtype, "test", "validation")
     else:
         metrics["failure"] = trained.failure
-    save(spec, status, metrics, device, root, curve, time.monotonic() - start)
+    save(spec, status, metrics, device, root, curve, time.monotonic() - start + seconds)
+    for path in checkpoints(spec, [spec], root):
+        path.unlink()
 
 
-def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float) -> None:
-    """The cuts of one base whose record and weights are stored; a base that diverged cannot be cut, and says so."""
-    record = store.lookup(base, root)
+def run_cuts(base: RunSpec, cuts: list[RunSpec], device, root, deadline: float, threads=0) -> None:
+    """The cuts of one base whose record and weights are stored; a base that diverged cannot be cut, and says so. One
+    that raises ValueError (a score that is no number) does not stop the others: the first is raised at the end."""
+    record, errors = store.lookup(base, root), []
     for spec in cuts:
         if record["status"] != "finished":
             save(spec, "diverged", {"failure": record["metrics"].get("failure")}, device, root)
         elif time.monotonic() < deadline:
             model = removal.load_pruned(cache_path("weights", base, root))
-            run_cut(spec, model, record["metrics"], device, root, deadline)
+            try:
+                run_cut(spec, model, device, root, deadline, threads)
+            except ValueError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
 
 
-def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads=0, deadline=math.inf) -> None:
-    """One base run (unless it is stored) and its cuts, one after the other, as far as time allows."""
-    if threads:
-        torch.set_num_threads(threads)
+def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads=0, deadline=math.inf,
+            keep_weights=False) -> None:  # fmt: skip
+    """One base run (unless it is stored) and its cuts, one after the other, as far as time allows. `keep_weights`: for
+    cuts that come later."""
     if time.monotonic() >= deadline:
         return
+    set_threads(base, root, threads)
     if needs_training(base, cuts, root):
         images = images_of(base, device)
         trainer = trainer_of(base, images, device, starting_model(base, images))
-        checkpoint = cache_path("checkpoints", base, root)
-        trained = train_together([trainer], [checkpoint], deadline=deadline, must_finish=not portable(base))[0]
+        place, must_finish = cache_path("checkpoints", base, root), not portable(base)
+        trained = train_together([trainer], [place], None, deadline, None, must_finish, closing(images))[0]
         if trained.status == "paused":
             return
-        save_base(base, trained, device, "one", root, bool(cuts))
-    run_cuts(base, cuts, device, root, deadline)
+        save_base(base, trained, device, "one", root, keep_weights or bool(cuts))
+    run_cuts(base, cuts, device, root, deadline, threads)

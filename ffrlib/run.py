@@ -16,18 +16,20 @@ import tarfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from ffrlib import checkpoint, fetch, store
+from ffrlib import fetch, store
 from ffrlib.cluster import on_cluster
 from ffrlib.files import write_atomically
 from ffrlib.jobs import (
     PORTABLE,
     cache_path,
+    closing,
     images_of,
     needs_training,
     portable,
@@ -64,20 +66,25 @@ class Summary:
 
 
 def jobs_of(specs: list[RunSpec], root=None) -> tuple[list[Job], int]:
-    """The missing runs of `specs`, each base with its cuts, in the order given; and how many records exist.
+    """The missing runs of `specs` in the order given, and how many records exist. A base may come twice: alone, and
+    where the first of its cuts has its turn, with all of them (weights over 16 MB do not travel from visit to visit).
 
     With FFR_STALE=rerun a record made by other code counts as missing; `start_job` takes it away.
     """
-    jobs: dict[RunSpec, list[RunSpec]] = {}
+    turns: dict[tuple[RunSpec, bool], list[RunSpec]] = {}  # (base, for its cuts) -> cuts
     reused = 0
     for spec in dict.fromkeys(specs):
         if store.current(spec, root):
             reused += 1
             continue
-        cuts = jobs.setdefault(base_of(spec), [])
-        if spec != base_of(spec):
-            cuts.append(spec)
-    return list(jobs.items()), reused
+        base = base_of(spec)
+        if spec != base:
+            turns.setdefault((base, True), []).append(spec)
+        elif (base, True) not in turns:
+            turns[base, False] = []
+    order = [base for base, _ in turns]
+    alone = {(a, False) for a, b in pairwise(order) if a == b}  # its cuts come next: one turn
+    return [(base, cuts) for (base, cut), cuts in turns.items() if (base, cut) not in alone], reused
 
 
 def present(jobs: list[Job]) -> list[Job]:
@@ -98,8 +105,8 @@ def present(jobs: list[Job]) -> list[Job]:
     return [(base, cuts) for base, cuts in jobs if fits(base)]
 
 
-def run_group(group: list[Job], root, device: str, deadline: float, bar) -> None:
-    """Runs jobs of equal data, net and recipe at once on the card."""
+def run_group(group: list[Job], root, device: str, deadline: float, bar, to_cut=()) -> None:
+    """Runs jobs of equal data, net and recipe at once on the card; weights of the bases `to_cut` are kept."""
 
     def show_epoch(trainer) -> None:
         bar.set_postfix_str(f"{trainer.spec.model} epoch {trainer.epoch}/{trainer.spec.recipe.epochs}", refresh=False)
@@ -113,11 +120,12 @@ def run_group(group: list[Job], root, device: str, deadline: float, bar) -> None
     trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
     paths = [cache_path("checkpoints", s, root) for s, _ in new]
 
-    trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first))
+    trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first),
+                             closing=closing(images))  # fmt: skip
     for (spec, cuts), result in zip(new, trained):
         if result.status != "paused":
             stacking = f"streams:{len(new)}" + (", compiled" if compiled else "")
-            save_base(spec, result, device, stacking, root, bool(cuts))
+            save_base(spec, result, device, stacking, root, bool(cuts) or spec in to_cut)
     del trainers, trained
     torch.cuda.empty_cache()
     for base, cuts in group:
@@ -129,26 +137,36 @@ def run_group(group: list[Job], root, device: str, deadline: float, bar) -> None
 def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
     """Runs jobs in groups, each at once on the card; what another call is making is left to it."""
     shape, waiting = attrgetter("data", "train_size", "model", "shortcut", "width", "init", "recipe"), list(jobs)
+    to_cut = {base for base, cuts in jobs if cuts}
+    errors = []
+
+    def to_train(job: Job) -> bool:
+        return store.current(job[0], root) is None or needs_training(*job, root)
+
     while waiting and time.monotonic() < deadline:
-        first = waiting[0][0]
-        group = [job for job in waiting if shape(job[0]) == shape(first)][: together or TOGETHER.get(first.model, 8)]
+        first, group = waiting[0][0], waiting[:1]
+        if to_train(waiting[0]):  # in company of others that are
+            alike = {b: (b, cuts) for b, cuts in reversed(waiting) if shape(b) == shape(first)}  # a base's first turn
+            group = [job for job in waiting if job in alike.values() and to_train(job)]
+        group = group[: together or TOGETHER.get(first.model, 8)]
         waiting = [job for job in waiting if job not in group]
         with ExitStack() as claims:
             ours = [job for job in group if claims.enter_context(claimed(job[0], root))]
             ours = [(base, still_missing(cuts, root)) for base, cuts in ours]
-            if ours:
-                run_group(ours, root, device, deadline, bar)
+            try:
+                if ours:
+                    run_group(ours, root, device, deadline, bar, to_cut)
+            except ValueError as error:  # of one run: the others go on
+                errors.append(error)
+        waiting = [job for job in waiting if not any(job[0] == base and to_train((base, [])) for base, _ in group)]
+        # ... paused or left to another call: a second turn would pause again
+    if errors:
+        raise errors[0]
 
 
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def threads_for(job: Job, root, workers: int) -> int:
-    """How many threads a run that is alone gets: as many as its checkpoint had, so that it ends bitwise the same."""
-    given = 1 if job[0].data == "digits" else workers or cores()
-    return checkpoint.threads(cache_path("checkpoints", job[0], root)) or given
 
 
 def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, device: str = "",
@@ -167,7 +185,7 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
     deadline = time.monotonic() + 60 * minutes - min(RESERVE * 60 * minutes, 30)
     store.note_code()
     jobs, reused = jobs_of(specs, root)
-    missing = [spec for base, cuts in jobs for spec in still_missing([base, *cuts], root)]
+    missing = still_missing(list(dict.fromkeys(spec for base, cuts in jobs for spec in (base, *cuts))), root)
     if not device:
         paper = any(base.scale == "paper" for base, _ in jobs)
         device = "cuda" if paper and torch.cuda.is_available() and not scheduler else "cpu"
@@ -184,7 +202,8 @@ def run_specs(specs: list[RunSpec], root: Path | None = None, workers: int = 0, 
             elif device == "cuda":
                 on_gpu(jobs, root, device, together, deadline, bar)
             elif len(jobs) == 1:
-                start_job(*jobs[0], root, device, threads_for(jobs[0], root, workers), deadline)
+                threads = 1 if jobs[0][0].data == "digits" else workers or cores()
+                start_job(*jobs[0], root, device, threads, deadline)
                 bar.update(1)
             else:
                 on_cores(jobs, root, min(workers or cores(), len(jobs)), deadline, bar)
@@ -207,9 +226,11 @@ def note(summary: Summary) -> Summary:
     return summary
 
 
-def pack(root: Path, name: str, folder: str) -> None:
-    """One archive of a folder of the store, to carry from one machine to another (files that are small enough)."""
+def pack(root: Path, name: str, folder: str, only=None) -> None:
+    """One archive of a folder of the store (of the paths `only`), to carry from one machine to another: files that are
+    small enough."""
     found = (f for f in (root / folder).rglob("*.*") if f.is_file() and not f.name.startswith("."))
+    found = (f for f in found if only is None or f in only)
     files = sorted(f for f in found if f.stat().st_size <= PORTABLE)
 
     def write(file) -> None:
@@ -258,7 +279,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.out:
             pack(given.out, "records.tar.gz", "runs")
             pack(given.out, "checkpoints.tar.gz", "cache/checkpoints")
-            pack(given.out, "weights.tar.gz", "cache/weights")  # of bases whose cuts are still to come
+            to_come = {base_of(s) for s in specs if s != base_of(s) and store.current(s, given.out) is None}
+            pack(given.out, "weights.tar.gz", "cache/weights", {cache_path("weights", b, given.out) for b in to_come})
         print(summary)
     except KeyboardInterrupt:
         sys.exit("interrupted; finished records and checkpoints are kept, the same command goes on from there")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -80,14 +81,15 @@ def save_all(trainers: list[Trainer], paths: dict) -> None:
 
 
 def train_together(trainers: list[Trainer], checkpoints=None, every: float | None = None, deadline: float = math.inf,
-                   report=None, must_finish: bool = False) -> list[Trained]:  # fmt: skip
+                   report=None, must_finish: bool = False, closing: int = 0) -> list[Trained]:  # fmt: skip
     """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
 
     Each computes what it would compute alone. On a GPU it replays its captured step on its own stream, so the runs fill
     the card together; on a CPU they take turns step by step (give it one). `checkpoints`: a path for each trainer or
     None; read first, written at most every `every` seconds (FFR_CHECKPOINT_SECONDS, or 60), and when pausing.
     `report(trainer)` is called after each of its epochs. `must_finish`: pause as soon as the measured speed says that
-    the end is out of reach (for runs whose checkpoint cannot travel).
+    the end is out of reach (for runs whose checkpoint cannot travel). `closing`: how many images' worth of training the
+    measuring of each net takes; the epoch that ends a run is started only where this fits in, too.
     """
     paths = {trainer: path for trainer, path in zip(trainers, checkpoints or []) if path is not None}
     for trainer in trainers:
@@ -102,7 +104,12 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float | Non
     while active:
         start = time.monotonic()
         epochs_ahead = max(t.spec.recipe.epochs - t.epoch for t in active) if must_finish else 1
-        if start + 1.1 * epochs_ahead * slowest > deadline:
+        ending = [t for t in trainers if not t.failure and t.epoch + epochs_ahead >= t.spec.recipe.epochs]
+        after = slowest / len(active) * sum(closing / (t.steps * t.batch) for t in ending)
+        if start + 1.1 * epochs_ahead * slowest + after > deadline:
+            if start + 1.1 * epochs_ahead * slowest < deadline:
+                need = f"{(1.1 * epochs_ahead * slowest + after) / 60:.1f} minutes"
+                print(f"Paused: to end and to measure what runs here takes about {need}.", file=sys.stderr, flush=True)
             break
         for trainer in active:
             trainer.begin_epoch()

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 import torch
 from filelock import FileLock, Timeout
 
-from ffrlib import checkpoint, store
+from ffrlib import store
 from ffrlib.cluster import outdated
 from ffrlib.jobs import cache_path, run_job
 from ffrlib.spec import RunSpec, key
@@ -73,7 +73,7 @@ def claimed(base: RunSpec, root, patience: float = 0) -> Iterator[bool]:
 
 
 def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: int, deadline: float,
-              wait: bool = True) -> bool:  # fmt: skip
+              keep_weights: bool = False, wait: bool = True) -> bool:  # fmt: skip
     """`run_job`, once what FFR_STALE=rerun makes anew is out of its way: not before its turn has come. True where it
     was left alone because another call is at it; with `wait`, what that call leaves undone is done after it."""
     if (left := deadline - time.monotonic()) <= 0:
@@ -82,7 +82,7 @@ def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: in
         if ours:
             missing = still_missing(cuts, root)
             drop_outdated(base, missing, root)
-            run_job(base, missing, root, device, threads, deadline)
+            run_job(base, missing, root, device, threads, deadline, keep_weights)
     return not ours
 
 
@@ -103,25 +103,21 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
     A job that raises does not stop the others: the first error is raised when they are done. Errors that concern all
     (the disk, memory) are raised at once. What another call is making has its turn at the end, and is waited for.
     """
-
-    def threads(base: RunSpec) -> int:  # as many as its checkpoint had, so that it ends bitwise the same
-        return checkpoint.threads(cache_path("checkpoints", base, root)) or 1
-
-    waiting, elsewhere, tries, errors = list(jobs), [], 0, []
+    waiting, elsewhere, tries, errors, to_cut = list(jobs), [], 0, [], {base for base, cuts in jobs if cuts}
     while waiting or elsewhere:
         wait = not waiting
         if wait:
             waiting, elsewhere = elsewhere, []
-            print(f"Waiting for {len(waiting)} runs that another call is making.", file=sys.stderr, flush=True)
+            print(f"Waiting for {len(waiting)} runs that others are making.", file=sys.stderr, flush=True)
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, initializer=begin_worker) as pool:
             running, waiting, left = {}, [], list(waiting)
             try:
                 with children_deaf_to_ctrl_c(), suppress(BrokenProcessPool):  # it may break before all are handed over
                     while left:
-                        running[pool.submit(start_job, *left[0], root, "cpu", threads(left[0][0]), deadline, wait)] = (
-                            left[0]
-                        )
+                        base, cuts = job = left[0]
+                        how = ("cpu", 1, deadline, base in to_cut, wait)
+                        running[pool.submit(start_job, base, cuts, root, *how)] = job
                         left.pop(0)
                 for future in as_completed(running):
                     base, cuts = running[future]

@@ -39,14 +39,21 @@ def wait_for(what, seconds=60):
     return found
 
 
+def address_in(path):
+    """The scheduler's address, once its file is whole."""
+    try:
+        return json.loads(path.read_text())["address"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
 class Cluster:
     """A scheduler and worker processes that this test alone uses, without dashboards."""
 
     def __init__(self, folder):
         self.folder, self.workers, self.started = folder, [], []
         self.scheduler = self.start("scheduler", "--port", "0", "--scheduler-file", str(folder / "scheduler.json"))
-        wait_for((folder / "scheduler.json").exists)
-        self.address = json.loads((folder / "scheduler.json").read_text())["address"]
+        self.address = wait_for(lambda: address_in(folder / "scheduler.json"))
 
     def start(self, kind, *options, **environment):
         command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--host", "127.0.0.1", *options]
@@ -217,11 +224,32 @@ def test_a_record_that_comes_back_damaged_or_known_is_not_written(results, tmp_p
     assert path.read_bytes() == sent[name] and path.stat().st_mtime_ns == before
 
 
+def test_the_checkpoint_of_a_cut_travels_and_goes_when_its_record_comes(results, tmp_path):
+    run_specs([BASE, CUT], tmp_path, progress=False)
+    path = cache_path("checkpoints", CUT, tmp_path)
+    path = path.with_stem(f"{path.stem}-0123abcd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"arrays")
+    name, record = (
+        path.relative_to(tmp_path).as_posix(),
+        store.record_path(CUT, tmp_path).relative_to(tmp_path).as_posix(),
+    )
+    sent = cluster.contents([BASE, CUT], tmp_path)
+    assert sent[name] == b"arrays"
+    files = {n: content for n, content in sent.items() if n != record}
+    cluster.keep([BASE, CUT], results, files | {f"{name}.exe": b"", name.replace("0123abcd", "../../x"): b""})
+    assert (results / name).read_bytes() == b"arrays" and cluster.contents([BASE, CUT], results)[name] == b"arrays"
+    assert len(list(results.rglob("*.exe"))) == 0
+    cluster.keep([BASE, CUT], results, sent)
+    assert store.lookup(CUT) and not (results / name).exists()
+
+
 def test_what_is_made_anew_neither_travels_nor_stands_in_the_way(results, tmp_path, monkeypatch):
     run_specs([BASE, CUT], progress=False)
     names = set(cluster.contents([BASE, CUT], results))
     assert len(names) == 3  # two records, the weights
     monkeypatch.setattr(store, "code_hash", lambda *_: "new code")
+    monkeypatch.setattr(store, "_equal_codes", lambda names: ())
     assert set(cluster.contents([BASE, CUT], results)) == names
     monkeypatch.setenv("FFR_STALE", "rerun")
     assert cluster.contents([BASE, CUT], results) == {}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -92,10 +93,15 @@ def test_workers_compute_what_one_process_computes(trained, tmp_path):
     assert without_time(store.lookup(BASE, tmp_path)) == without_time(store.lookup(BASE, trained))
 
 
-def test_jobs_gather_the_cuts_of_a_base(root):
-    other = replace(BASE, seed=1)
+def test_jobs_keep_the_order_of_priority(root):
+    """A base has a turn of its own, and one with all its cuts where the first of them has its turn."""
+    other, late = replace(BASE, seed=1), replace(BASE, seed=2)
     found, reused = jobs_of([cut(), BASE, cut(other), cut(amount=0.6), other, cut()], root)
     assert reused == 1 and found == [(BASE, [cut(), cut(amount=0.6)]), (other, [cut(other)])]
+    found, _ = jobs_of([other, late, SMOOTH, cut(other), cut(SMOOTH), cut(other, amount=0.6), cut(late)], root)
+    cuts = (other, [cut(other), cut(other, amount=0.6)]), (SMOOTH, [cut(SMOOTH)]), (late, [cut(late)])
+    assert found == [(other, []), (late, []), (SMOOTH, []), *cuts]
+    assert jobs_of([late, other, cut(other)], root)[0] == [(late, []), (other, [cut(other)])]
     assert jobs_of([], root) == ([], 0)
 
 
@@ -103,6 +109,7 @@ def test_stale_records_are_kept_unless_asked(root, monkeypatch):
     path, weights = store.record_path(BASE, root), cache_path("weights", BASE, root)
     old = path.read_bytes(), weights.read_bytes()
     monkeypatch.setattr(store, "code_hash", lambda *_: "new code")
+    monkeypatch.setattr(store, "_equal_codes", lambda names: ())
     assert jobs_of([BASE], root) == ([], 1)
     monkeypatch.setenv("FFR_STALE", "rerun")
     assert jobs_of([BASE], root) == ([(BASE, [])], 0)
@@ -180,6 +187,32 @@ def test_a_cut_alone_brings_its_base(tmp_path):
     assert store.lookup(BASE, tmp_path) and store.lookup(cut(), tmp_path)
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_base_is_trained_once_for_cuts_that_come_later(workers, tmp_path, trained, monkeypatch):
+    other = replace(BASE, seed=1)
+    specs = [BASE, other, cut(epochs=1), cut(other)]
+    assert len(jobs_of(specs, tmp_path)[0]) == 4
+    if workers == 1:
+        count, train = [], jobs.train_together
+        monkeypatch.setattr(jobs, "train_together", lambda ts, *a, **k: count.append(ts[0].spec) or train(ts, *a, **k))
+        for base, cuts in jobs_of(specs, tmp_path)[0]:
+            jobs.run_job(base, cuts, tmp_path, keep_weights=True)
+        assert count == [BASE, other, replace(BASE, recipe=replace(BASE.recipe, epochs=1, lr=cut().pruning.lr))]
+    else:
+        assert run_quietly(specs, tmp_path, workers=2) == Summary(trained=4)
+    assert without_time(store.lookup(cut(epochs=1), tmp_path)) == without_time(store.lookup(cut(epochs=1), trained))
+
+
+def test_a_fault_while_scoring_is_no_result(root, monkeypatch):
+    monkeypatch.setattr(jobs.criteria, "scores", lambda *a: {}["no such score"])
+    with pytest.raises(KeyError):
+        run_quietly([cut()], root)
+    monkeypatch.setattr(jobs.criteria, "scores", lambda *a: int("a fault"))
+    with pytest.raises(ValueError, match="a fault"):
+        run_quietly([cut()], root)
+    assert store.lookup(cut(), root) is None
+
+
 def test_a_base_whose_weights_are_gone_is_trained_again_and_not_counted(root, trained):
     cache_path("weights", BASE, root).unlink()
     before = store.record_path(BASE, root).read_bytes()
@@ -200,12 +233,22 @@ def test_a_diverged_base_and_its_cuts_have_records_that_say_so(tmp_path):
     assert run_quietly([wild, cut(wild)], tmp_path) == Summary(reused=2)
 
 
-def test_a_lonely_run_goes_on_with_the_threads_that_it_had(tmp_path, monkeypatch):
-    spec = replace(BASE, data="cifar10", model="alexnet_small", train_size=0)
-    monkeypatch.setattr(checkpoint, "threads", lambda path: {cache_path("checkpoints", spec, tmp_path): 1}[path])
-    assert run.threads_for((spec, []), tmp_path, 8) == 1
-    monkeypatch.setattr(checkpoint, "threads", lambda path: 0)
-    assert run.threads_for((spec, []), tmp_path, 8) == 8 and run.threads_for((BASE, []), tmp_path, 8) == 1
+def test_a_run_goes_on_with_the_threads_that_it_had(root, monkeypatch):
+    """Each run by itself, a base and its cuts; `threads` is for those that were not begun."""
+    used, spec, before = [], cut(epochs=1), torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    jobs.set_threads(spec, root, 3)
+    jobs.set_threads(spec, root, 0)
+    monkeypatch.setattr(checkpoint, "threads", lambda path: 2)
+    jobs.set_threads(spec, root, 3)
+    assert used == [3, 3] and before == torch.get_num_threads(), "a checkpoint that is not there was not asked"
+    path = cache_path("checkpoints", spec, root)
+    for place in (path, path.with_stem(f"{path.stem}-01234567")):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        jobs.set_threads(spec, root, 3)
+        place.unlink()
+    assert used == [3, 3, 2, 2]
 
 
 # -- cut off -----------------------------------------------------------------------------------------------------------
@@ -220,6 +263,9 @@ class Clock:
 
     def monotonic(self):
         return self.now
+
+    def pass_by(self, seconds):
+        self.now += seconds
 
 
 def test_time_runs_out_within_a_run_and_it_goes_on_later(trained, tmp_path, monkeypatch):
@@ -247,6 +293,36 @@ def test_a_cut_that_cannot_end_in_time_leaves_no_record(root, monkeypatch):
     monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 1e6)
     assert run_quietly([cut(epochs=1)], root, minutes=5) == Summary(missing=1)
     assert store.lookup(cut(epochs=1), root) is None
+
+
+@pytest.mark.parametrize("after", ["finetune", "scratch"])
+def test_a_cut_pauses_at_an_epoch_and_goes_on_from_there(after, root, tmp_path_factory, monkeypatch):
+    spec, end, seen = cut(epochs=2, after=after), training.Trainer.end_epoch, []
+    monkeypatch.setattr(training.Trainer, "end_epoch", lambda t: end(t) or seen.append(t.epoch))
+    whole = tmp_path_factory.mktemp("whole")
+    assert run_quietly([spec], whole) == Summary(trained=2)
+    seen.clear()
+    clock = Clock()
+    clock.pass_by(time.monotonic())
+    with monkeypatch.context() as patch:  # time for one epoch
+        patch.setattr(together, "time", clock)
+        patch.setattr(training.Trainer, "end_epoch", lambda t: end(t) or seen.append(t.epoch) or clock.pass_by(2000))
+        jobs.run_job(BASE, [spec], root, deadline=clock.now + 1000)
+    assert seen == [1] and store.lookup(spec, root) is None and len(jobs.checkpoints(BASE, [spec], root)) == 1
+    assert run_quietly([spec], root) == Summary(trained=1)
+    assert seen == [1, 2] and jobs.checkpoints(BASE, [spec], root) == []
+    assert without_time(store.lookup(spec, root)) == without_time(store.lookup(spec, whole))
+
+
+def test_a_checkpoint_of_other_channels_is_no_start_for_a_cut(root, monkeypatch):
+    """On a GPU the scores of two calls can differ in their last digits, and so the channels that are cut."""
+    used, scores, train = [], jobs.criteria.scores, jobs.train_together
+    monkeypatch.setattr(jobs, "train_together", lambda ts, paths, **k: used.append(paths[0]) or train(ts, paths, **k))
+    for score in ("l1_norm", "random", "random"):
+        monkeypatch.setattr(jobs.criteria, "scores", lambda name, *a, as_if=score: scores(as_if, *a))
+        assert run_quietly([cut(epochs=1)], root) == Summary(trained=1)
+        store.record_path(cut(epochs=1), root).unlink()
+    assert used[0] != used[1] == used[2]
 
 
 MAIN = """
@@ -292,6 +368,7 @@ def test_ctrl_c_gives_one_message_and_leaves_a_checkpoint_whole(runs, tmp_path):
 def test_killed_in_the_middle_the_same_command_gives_the_same_records(count, tmp_path):
     """kill -9 of the command and its workers, as soon as a run has another epoch on the disk, several times over."""
     specs = [replace(BASE, seed=k, recipe=replace(BASE.recipe, epochs=60)) for k in range(count)]
+    moments = random.Random(os.urandom(4).hex())
     code = MAIN.format(n=0).replace("range(0)", f"range({count})").replace(
         "RunSpec(seed=k, recipe=Recipe(epochs=900))", repr(specs[0]).replace("seed=0", "seed=k"))  # fmt: skip
     code = code.replace("import Recipe, RunSpec", "import *")
@@ -304,6 +381,7 @@ def test_killed_in_the_middle_the_same_command_gives_the_same_records(count, tmp
             time.sleep(0.02)
         if child.poll() is not None:
             break
+        time.sleep(moments.uniform(0, 0.1))  # in the middle of a step, of a checkpoint, of anything
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
         kills += 1
@@ -482,6 +560,44 @@ def test_plain_takes_penalties_and_the_cut_away():
     spec = cut(replace(SMOOTH, weight=WeightPenalty("l1", 1e-3)))
     assert jobs.plain(spec) == BASE and base_of(spec).flow == SMOOTH.flow
     assert jobs.plain(spec, epochs=7).recipe.epochs == 7
+
+
+# -- on a GPU: what goes together needs none to be told ----------------------------------------------------------------
+@pytest.fixture
+def groups(root, monkeypatch):
+    """`groups(specs)`: which jobs `on_gpu` would run at once, one group after the other, if none was ever finished."""
+    taken = []
+    monkeypatch.setattr(run, "run_group", lambda group, *a: taken.append(group))
+
+    def groups_of(specs, together=0):
+        taken.clear()
+        run.on_gpu(jobs_of(specs, root)[0], root, "cuda", together, float("inf"), None)
+        return [[base if not cuts else (base, cuts) for base, cuts in group] for group in taken]
+
+    return groups_of
+
+
+def test_what_has_one_shape_trains_together(groups):
+    others = [replace(BASE, seed=k) for k in (1, 2, 3)]
+    wide = replace(BASE, seed=1, width=2.0)
+    assert groups([others[0], wide, SMOOTH, *others[1:]], together=3) == [
+        [others[0], SMOOTH, others[1]], [wide], [others[2]]]  # fmt: skip
+    assert groups([cut(), others[0], SMOOTH]) == [[(BASE, [cut()])], [others[0], SMOOTH]], "its base needs no training"
+    later = cut(others[0])
+    assert groups([others[0], wide, others[1], later]) == [[others[0], others[1]], [wide]], (
+        "a paused base cannot be cut"
+    )
+
+
+def test_what_is_made_anew_trains_together(groups, root, monkeypatch):
+    others = [replace(BASE, seed=k) for k in (1, 2)]
+    for spec in others:
+        store.record_path(spec, root).write_bytes(b"")
+    stale = {"stale": True, "status": "finished"}
+    monkeypatch.setattr(store, "lookup", lambda spec, root=None: stale)
+    assert groups([BASE, *others]) == []
+    monkeypatch.setenv("FFR_STALE", "rerun")
+    assert groups([BASE, *others]) == [[BASE, *others]]
 
 
 # -- on a GPU ----------------------------------------------------------------------------------------------------------

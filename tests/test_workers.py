@@ -92,7 +92,7 @@ class Bar:
         self.n += n
 
 
-def deadly(base, cuts, root, device, threads, deadline, wait):
+def deadly(base, cuts, root, device, threads, deadline, keep_weights, wait):
     """A worker that is killed in its first three runs, as the kernel does when memory is short."""
     marks = list(root.glob("mark-*"))
     if len(marks) < int(os.environ["DEATHS"]):
@@ -114,7 +114,7 @@ def test_a_killed_worker_is_replaced(tmp_path, monkeypatch):
     assert again["metrics"] | {"latency_ms": 0} == alone["metrics"] | {"latency_ms": 0}
 
 
-def faulty(base, cuts, root, device, threads, deadline, wait):
+def faulty(base, cuts, root, device, threads, deadline, keep_weights, wait):
     """A worker for which one of the runs is too much."""
     if base == BASE:
         raise ValueError("this run alone")
@@ -146,16 +146,9 @@ def test_what_another_call_is_making_has_its_turn_at_the_end(tmp_path, capsys):
             target=workers.on_cores, args=([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, bar), daemon=True
         )
         call.start()
-        while store.lookup(SMOOTH, tmp_path) is None or "another call" not in capsys.readouterr().err:
+        while store.lookup(SMOOTH, tmp_path) is None or "others are making" not in capsys.readouterr().err:
             time.sleep(0.1)
         assert store.lookup(BASE, tmp_path) is None and bar.n == 1
         other.kill()
     call.join(120)
     assert store.lookup(BASE, tmp_path) and bar.n == 2
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.checkpoint, "threads", lambda path: 2 if "flow" in path.name else 0)
-    workers.on_cores([(BASE, []), (SMOOTH, [])], tmp_path, 1, math.inf, Bar())
-    assert [store.lookup(spec, tmp_path)["provenance"]["threads"] for spec in (BASE, SMOOTH)] == [1, 2]

@@ -15,6 +15,11 @@ from ffrlib.pruning.criteria import evaluating, outputs
 from ffrlib.pruning.removal import Keep
 from ffrlib.spec import choose, require
 
+
+class OutOfReach(ValueError):
+    """A share that cannot go, since each layer keeps one channel at least."""
+
+
 _positions: dict[tuple, dict[str, int]] = {}  # (net's name, shortcut, image shape) -> layer -> output positions
 
 
@@ -68,7 +73,7 @@ def choose_keep(
     many at a time until it is too large, then bisection. `scope` "layer" (no meaning for "threshold"): a score is
     replaced by its rank within its group, so that each loses the same share. `held back`: channels that the budget
     would cut and the minimum of one a layer keeps, the one with the highest score. Raises ValueError for unknown names,
-    NaN scores and a share out of reach.
+    NaN scores, and its kind OutOfReach for a share out of reach.
     """
     choose("pruning.budget", budget, ("threshold", *SHARES, "loss_tolerance"))
     choose("pruning.scope", scope, ("global", "layer"))
@@ -106,7 +111,7 @@ def choose_keep(
     least = count(cut(len(order))[0])
     if least > limit:
         most = 1 - least / count(full)
-        raise ValueError(f"pruning.amount is {amount!r}; allowed for {budget} here: at most {most:.4f}.")
+        raise OutOfReach(f"pruning.amount is {amount!r}; allowed for {budget} here: at most {most:.4f}.")
     # By bisection, from all but one cut downwards: how many cuts can be spared before the limit is passed.
     spared = bisect_left(range(len(order))[::-1], True, key=lambda n: count(cut(n)[0]) > limit)
     return cut(len(order) - spared)
