@@ -104,14 +104,15 @@ def silent_channels(model, images, mean, std, dtype=torch.float32, batch: int = 
 
 
 def channel_kinds(model, images, mean, std, dtype=torch.float32) -> dict:
-    """Three kinds told apart, as shares of the groups' channels: "zero_channels" (weights), "removable_channels"
-    (exactly, for every input), "silent_channels" (in all ReLU outputs of the group, on `images`); and "layer_silent",
-    a list of shares by ReLU output."""
+    """Three kinds told apart, as shares of the groups' channels: "zero_channels" (weights; "zero_output_channels":
+    by those that write them alone), "removable_channels" (exactly, for every input), "silent_channels" (in all ReLU
+    outputs of the group, on `images`); and "layer_silent", a list of shares by ReLU output."""
     layers = silent_channels(model, images, mean, std, dtype)
     places = criteria.feature_places(model).values()
     return {
         "zero_channels": _share(*zero_channels(model).values()),
-        "removable_channels": 1 - _share(*removal.removable(model).values()),
+        "zero_output_channels": _share(*removal.zero_channels(model, THRESHOLD).values()),
+        "removable_channels": 1 - _share(*removal.needed(model).values()),
         "silent_channels": _share(*(torch.stack([layers[i] for i in at]).all(0) for at in places)),
         "layer_silent": [_share(flags) for flags in layers],
     }
@@ -156,7 +157,7 @@ def removable_share(model, cut: Callable[[nn.Module, float], nn.Module], holds: 
     def fine(share: float) -> bool:
         try:
             return holds(cut(model, share))
-        except ValueError:  # more than the minimum of one channel a layer allows
+        except budgets.OutOfReach:  # more than the minimum of one channel a layer allows
             return False
 
     low = max(takewhile(fine, GRID), default=0.0)
@@ -187,9 +188,14 @@ def flow_metrics(model, images, mean, std, dtype=torch.float32, tap: str | None 
     return {name: float(value) for name, value in sums.items()}
 
 
+def passes(image_set: ImageSet) -> int:
+    """How many images `report` sends through a net at most, where no channel is silent."""
+    return 6 * len(image_set.test[1]) + 22 * CURVE_IMAGES + len(image_set.validation[1])
+
+
 def report(model: nn.Module, image_set: ImageSet, dtype=torch.float32, flow_tap: str | None = None) -> dict:
-    """The metrics of a trained net, named and defined in docs/design.md. Costs up to 4 passes over the test images and
-    20 over at most CURVE_IMAGES of test or validation; all training images only where channels stay silent."""
+    """The metrics of a trained net, named and defined in docs/design.md. Costs `passes`; all training images only where
+    channels stay silent."""
     prepare, shape = (image_set.mean, image_set.std, dtype), tuple(image_set.train[0].shape[1:])
 
     def percent(net, pair, count: int | None = None) -> float:
@@ -199,7 +205,8 @@ def report(model: nn.Module, image_set: ImageSet, dtype=torch.float32, flow_tap:
         return percent(net, image_set.validation, CURVE_IMAGES) >= least
 
     least = percent(model, image_set.validation, CURVE_IMAGES) - TOLERANCE
-    small, left = sparsity(model), budgets.costs(model, shape, removal.removable(model))
+    small, left = sparsity(model), budgets.costs(model, shape, removal.needed(model))
+    weights, channels = (removable_share(model, cut, holds) for cut in (cut_weights, cut_channels))
     (test_accuracy, test_loss), whole = accuracy(model, *image_set.test, *prepare), budgets.costs(model, shape)
     return {
         "test_accuracy": test_accuracy, "test_loss": test_loss,
@@ -208,8 +215,9 @@ def report(model: nn.Module, image_set: ImageSet, dtype=torch.float32, flow_tap:
         "unstructured_sparsity": small["weights"], "zero_kernels": small["kernels"], "layer_sparsity": small["layers"],
         "parameters": whole[0], "macs": whole[1], "parameters_left": left[0], "macs_left": left[1],
         "threshold_sweep": threshold_sweep(model, lambda net: percent(net, image_set.test, CURVE_IMAGES)),
-        "removable_weight_share": removable_share(model, cut_weights, holds),
-        "removable_channel_share": removable_share(model, cut_channels, holds),
+        "removable_weight_share": weights, "removable_channel_share": channels,
+        "weights_removed_test_accuracy": percent(cut_weights(model, weights), image_set.test),
+        "channels_removed_test_accuracy": percent(cut_channels(model, channels), image_set.test),
         "cut_30_test_accuracy": percent(cut_channels(model, 0.3), image_set.test),
         "cut_50_test_accuracy": percent(cut_channels(model, 0.5), image_set.test),
         **channel_kinds(model, image_set.train[0], *prepare),

@@ -17,10 +17,11 @@ from ffrlib.regularizers import flow
 
 KEYS = {
     "test_accuracy", "validation_accuracy", "test_loss", "zeroed_test_accuracy", "unstructured_sparsity",
-    "zero_kernels", "zero_channels", "removable_channels", "silent_channels", "layer_sparsity", "layer_silent",
-    "parameters", "macs", "parameters_left", "macs_left", "threshold_sweep", "removable_weight_share",
-    "removable_channel_share", "cut_30_test_accuracy", "cut_50_test_accuracy", "flow_length", "flow_curvature",
-    "straightness", "turning_angle", "activation_mean",
+    "zero_kernels", "zero_channels", "zero_output_channels", "removable_channels", "silent_channels", "layer_sparsity",
+    "layer_silent", "parameters", "macs", "parameters_left", "macs_left", "threshold_sweep", "removable_weight_share",
+    "removable_channel_share", "weights_removed_test_accuracy", "channels_removed_test_accuracy",
+    "cut_30_test_accuracy", "cut_50_test_accuracy", "flow_length", "flow_curvature", "straightness", "turning_angle",
+    "activation_mean",
 }  # fmt: skip
 
 
@@ -138,6 +139,7 @@ def test_kinds_of_channels_are_told_apart(digits):
     found = measure.channel_kinds(model, digits.train[0], digits.mean, digits.std)
     widths = model.layout.widths
     assert found["zero_channels"] == pytest.approx(2 / sum(widths))
+    assert found["zero_output_channels"] == pytest.approx(1 / sum(widths)), "those that are read by nobody do not count"
     assert found["removable_channels"] == pytest.approx(1 / sum(widths))
     assert found["silent_channels"] == pytest.approx(2 / sum(widths))
     assert found["layer_silent"] == pytest.approx([0, 0, 1 / widths[2], 1 / widths[3], 0, 0])
@@ -259,6 +261,9 @@ def test_report(trained, digits):
     assert found["zeroed_test_accuracy"] == found["threshold_sweep"]["test_accuracy"][3]
     assert found["unstructured_sparsity"] == found["threshold_sweep"]["sparsity"][3]
     assert found["macs_left"] == found["macs"] and found["parameters_left"] == found["parameters"]
+    for what, cut in (("weights", measure.cut_weights), ("channels", measure.cut_channels)):
+        by_hand = measure.accuracy(cut(trained, found[f"removable_{what[:-1]}_share"]), *digits.test, *prepare)[0]
+        assert found[f"{what}_removed_test_accuracy"] == by_hand
     for share in (30, 50):
         keep, _ = budgets.choose_keep(trained, criteria.l1_norm(trained), "channel_share", share / 100)
         by_hand = measure.accuracy(removal.mask(trained, keep), *digits.test, *prepare)[0]
@@ -267,7 +272,7 @@ def test_report(trained, digits):
 
 def test_report_counts_what_can_go(trained, digits):
     model = removal.mask(trained, {"convs.1": torch.arange(16) > 3, "convs.5": torch.arange(32) != 0})
-    found, cut = measure.report(model, digits), removal.shrink(model, removal.removable(model))
+    found, cut = measure.report(model, digits), removal.shrink(model, removal.needed(model))
     assert found["removable_channels"] == pytest.approx(5 / sum(model.layout.widths)) == found["zero_channels"]
     assert (found["parameters_left"], found["macs_left"]) == (measure.parameters(cut), measure.macs(cut, (1, 8, 8)))
     assert found["macs_left"] < found["macs"]

@@ -279,7 +279,7 @@ def test_removing_the_removable_changes_nothing(family, share, seed):
     dead = random_keep(model, share, seed)
     for group in model.groups():
         kill(model, group, ~dead[group.name])
-    keep = removal.removable(model)
+    keep = removal.needed(model)
     x = images(model)
     out, cut = model(x), removal.shrink(model, keep)(x)
     assert (out - cut).abs().max() <= 1e-12 * out.abs().max()
@@ -297,7 +297,7 @@ def test_a_zero_channel_whose_shift_lives_is_not_removable(shortcut):
     inner = next(g for g in model.groups() if g.name == "layer2.1.conv1")
     kill(model, inner, [4], norm=False)
     assert removal.zero_channels(model)["layer2.1.conv1"].nonzero().tolist() == [[4]]
-    assert removal.removable(model)["layer2.1.conv1"].all()
+    assert removal.needed(model)["layer2.1.conv1"].all()
     with torch.no_grad():
         model.get_submodule("layer2.1.bn1").bias[4] = 1.0
         model.get_submodule("layer2.1.bn1").running_mean[4] = 0.0
@@ -306,7 +306,7 @@ def test_a_zero_channel_whose_shift_lives_is_not_removable(shortcut):
     x = images(model)
     assert (removal.shrink(model, keep)(x) - model(x)).abs().max() / model(x).abs().max() > 1e-4
     kill(model, inner, [4])
-    assert removal.removable(model)["layer2.1.conv1"].nonzero().numel() == inner.size - 1
+    assert removal.needed(model)["layer2.1.conv1"].nonzero().numel() == inner.size - 1
     assert (removal.shrink(model, keep)(x) - model(x)).abs().max() / model(x).abs().max() < 1e-12
 
 
@@ -314,7 +314,7 @@ def test_scale_and_shift_alone_decide_behind_a_batch_norm():
     model = net("vgg16", None, 0.0625)
     with torch.no_grad():
         model.norms[3].weight[0] = model.norms[3].bias[0] = 0
-    keep = removal.removable(model)
+    keep = removal.needed(model)
     assert not removal.zero_channels(model)["convs.3"].any()
     assert not keep["convs.3"][0] and sum(int((~kept).sum()) for kept in keep.values()) == 1
 
@@ -323,9 +323,9 @@ def test_a_dead_stream_channel_that_the_shortcut_fills_stays():
     model = net("resnet20", "A")
     groups = {g.name: g for g in model.groups()}
     kill(model, groups["stage2"], [14])  # filled from channel 6 of stage 1
-    assert removal.removable(model)["stage2"].all()
+    assert removal.needed(model)["stage2"].all()
     kill(model, groups["stage1"], [6])
-    keep = removal.removable(model)
+    keep = removal.needed(model)
     assert not keep["stage2"][14] and not keep["stage1"][6]
 
 
@@ -462,7 +462,7 @@ def test_a_channel_that_nobody_reads_is_removable_but_not_from_a_stream():
                 for reader in group.readers:
                     weight = model.get_submodule(reader).weight
                     weight.reshape(len(weight), group.size, -1)[:, : group.size // 2] = 0
-        keep = removal.removable(model)
+        keep = removal.needed(model)
         for name, group in groups.items():
             gone = group.size // 2 if group.kind == "inner" else 0
             assert int((~keep[name]).sum()) == gone, name

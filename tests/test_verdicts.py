@@ -255,6 +255,16 @@ def test_pruning_by_loss_increase(tmp_path, drop, left, tied, h3, h4):
     assert (verdict(found, "H3")["verdict"], verdict(found, "H4")["verdict"]) == (h3, h4)
 
 
+@pytest.mark.parametrize("alone, h3", [(0.2, "supported"), (0.0, "not supported")])
+def test_channels_that_nothing_writes_may_support_h3(tmp_path, alone, h3):
+    records = cut_records(tmp_path, 0.1, 400, 0.2)  # `zero_channels` rises in both cases
+    for record in records:
+        record["metrics"]["zero_output_channels"] = alone * (record["settings"]["weight"]["name"] == HSQ)
+    assert verdict(verdicts.verdicts(records), "H3")["verdict"] == h3
+    del records[0]["metrics"]["zero_output_channels"]  # an older record: the other count speaks for all
+    assert verdict(verdicts.verdicts(records), "H3")["verdict"] == "undecided"
+
+
 def test_every_baseline_counts_for_pruned_nets(tmp_path, monkeypatch):
     given = {"both": [0.1], "group_lasso": [0.01], "network_slimming": [0.001]}
     monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: given.get(arm, []))

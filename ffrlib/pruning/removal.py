@@ -145,8 +145,9 @@ def zero_channels(model: nn.Module, threshold: float = 0.0) -> Keep:
     return out
 
 
-def removable(model: nn.Module) -> Keep:
-    """The `keep` that cuts each channel that is exactly zero, or unread, for every input: `shrink` changes no output.
+def needed(model: nn.Module) -> Keep:
+    """The `keep` without the removable channels, those that are exactly zero, or unread, for every input: `shrink` with
+    it changes no output.
 
     Zero is a channel whose `gates` are 0 (weights before a batch norm that is 0 act no more); for a stream that holds
     for every writer, and under option A for the channel carried there. A batch norm that turns zero weights into a
