@@ -16,8 +16,8 @@ from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
 
 TOLERANCE = 1.0  # points between our mean and the published dense accuracies: recipes and numbers of epochs differ
-SAME = ("device", "cpu", "threads", "precision", "stacking", "deterministic", "versions", "code", "data")
-# ... where these are equal, a record must be equal bit for bit.
+SAME = ("device", "cpu", "threads", "precision", "stacking", "deterministic", "versions", "data")
+# ... where these are equal and the code is, or is said to be (data/same_numbers.json), records are equal bit for bit.
 TIMES = ("seconds", "latency_ms")  # what a replication measures anew
 # (allowance beside an interval, allowance without one), see docs/protocol.md; accuracies in points, shares in [0, 1]
 CHANCE = 0.007  # share of the cells that may lie outside their interval
@@ -104,11 +104,13 @@ def agree(metric: str, committed: pd.Series, fresh: pd.Series) -> tuple[bool, st
 def cell_by_cell(fresh: list[dict], same: list[dict], every: list[dict]) -> dict[str, tuple[bool, str, bool]]:
     """Cell -> (agrees, why, by chance if not) of one arm: `fresh` records beside the committed ones of the `same` seeds
     and of `every` seed."""
-    if all(r["provenance"].get(n) == o["provenance"].get(n) for r, o in zip(fresh, same) for n in SAME):
+    alike = all(r["provenance"].get(n) == o["provenance"].get(n) for r, o in zip(fresh, same) for n in SAME)
+    code = lambda r, o: r["provenance"].get("code") == o["provenance"].get("code") or not (r["stale"] or o["stale"])  # noqa: E731
+    if alike and all(map(code, fresh, same)):
         whole = lambda r: timeless({"status": r["status"], "curve": r["curve"], **r["metrics"]})  # noqa: E731
         flat = [[whole(r) for r in group] for group in (fresh, same)]
-        names = sorted({name for r in flat[0] + flat[1] for name in r})
-        same = {n: all(r.get(n) == o.get(n) for r, o in zip(*flat)) for n in names}
+        names = sorted({name for r in flat[1] for name in r})  # newer code may measure more
+        same = {n: all(r.get(n) == o[n] for r, o in zip(*flat) if n in o) for n in names}
         return {n: (equal, "equal provenance, other bits", False) for n, equal in same.items()}
     new, old = (tables.frame_of([r for r in rs if r["status"] == "finished"]) for rs in (fresh, every))
     ends = [[r["status"] for r in group] for group in (fresh, same)]
@@ -117,7 +119,11 @@ def cell_by_cell(fresh: list[dict], same: list[dict], every: list[dict]) -> dict
         out["worst_deviation"] = (False, f"{largest:.3g}, more than {EXACT}", False)
     old = old.drop(columns=["seed", "worst_deviation"]).select_dtypes("number").dropna(axis=1, how="all")
     none = pd.Series(dtype=float)
-    return out | {c: (*agree(c, old[c], new.get(c, none)), True) for c in old if not c.startswith(TIMES)}
+    for column in old:  # what only some of the committed runs have measured is asked of those that have it
+        if not column.startswith(TIMES):
+            known, found = old[column].dropna(), new.get(column, none)
+            out[column] = (*agree(column, known, found.dropna() if len(known) < len(old) else found), True)
+    return out
 
 
 def compare(committed: Path, fresh: Path) -> int:

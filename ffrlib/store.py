@@ -75,9 +75,40 @@ def _syntax_digest(name: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
+def _combined(digests) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+
+
 def code_hash(spec: RunSpec, gpu: bool = False) -> str:
     """Hash of the syntax trees, without docstrings, of the modules that a run of `spec` passes through."""
-    return hashlib.sha256("".join(_syntax_digest(name) for name in modules_of(spec, gpu)).encode()).hexdigest()[:12]
+    return _combined(_syntax_digest(name) for name in modules_of(spec, gpu))
+
+
+@functools.cache
+def same_numbers() -> list[dict]:
+    """Changes of a module (digests "before" and "after") of which somebody has shown that they change no number that a
+    record holds: data/same_numbers.json says what changed and how that was shown. Replications hold them to it."""
+    return json.loads((REPOSITORY / "data" / "same_numbers.json").read_text())
+
+
+@functools.cache
+def _equal_digests(name: str) -> tuple[str, ...]:
+    """The digest of a module, and those of its older versions that compute the same numbers."""
+    found = [_syntax_digest(name)]
+    for change in reversed(same_numbers()):
+        if change["module"] == name and change["after"] in found:
+            found.append(change["before"])
+    return tuple(found)
+
+
+@functools.cache
+def _equal_codes(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(_combined, itertools.product(*map(_equal_digests, names))))
+
+
+def same_code(spec: RunSpec, gpu: bool, code: str) -> bool:
+    """Whether a record's code hash is that of the present code, or of an older one that computes the same numbers."""
+    return code == code_hash(spec, gpu) or code in _equal_codes(tuple(modules_of(spec, gpu)))
 
 
 @functools.cache
@@ -166,7 +197,7 @@ def parse(content: bytes, path: Path | str) -> dict:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"record {path} is damaged: {error}") from error
     made = record["provenance"]
-    stale = made.get("code") != code_hash(spec, made.get("device", "cpu") != "cpu")
+    stale = not same_code(spec, made.get("device", "cpu") != "cpu", made.get("code"))
     return record | {"spec": spec, "path": str(path), "stale": stale}
 
 

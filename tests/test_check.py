@@ -124,6 +124,18 @@ def test_equal_machines_must_agree_bit_for_bit(committed, tmp_path, capsys):
     assert "test_accuracy: equal provenance, other bits" in said and "zero_channels" in said.split("differs")[0]
 
 
+@pytest.mark.parametrize("made", [{}, "OTHER"])
+def test_what_only_newer_records_have_measured_is_asked_of_those(made, tmp_path):
+    """An arm whose later seeds were made by code that measures one thing more."""
+    made, specs = OTHER if made else made, seeded(lasso(0.01), 5)
+    old = again(tmp_path / "old", specs[:3])
+    again(old, specs[3:], novel_accuracy=90.0)
+    fresh = again(tmp_path / "new", specs, made=made, novel_accuracy=90.0)
+    assert check.compare(old, fresh) == 0
+    again(fresh, specs, made=made, novel_accuracy=80.0)
+    assert check.compare(old, fresh) == 1
+
+
 @pytest.mark.parametrize("shift, code", [(0.1, 0), (-0.2, 0), (2.0, 1), (-2.0, 1)])
 def test_other_machines_must_agree_within_intervals(committed, tmp_path, shift, code, capsys):
     fresh = again(tmp_path / "a", seeded(lasso(0.01), 3), made=OTHER, shift=shift)

@@ -58,7 +58,45 @@ def test_what_made_a_record_stands_in_it(tmp_path):
 def test_a_record_of_other_code_is_stale(tmp_path, monkeypatch):
     save(RUNS[0], tmp_path)
     monkeypatch.setattr(store, "code_hash", lambda *_: "other")
+    monkeypatch.setattr(store, "_equal_codes", lambda names: ())
     assert store.lookup(RUNS[0], tmp_path)["stale"]
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Digests of module `data`, oldest first, the last one the present; changes between them can be stated."""
+    caches = (store._equal_digests, store._equal_codes, store.same_numbers)
+    monkeypatch.setattr(store, "_syntax_digest", lambda name, found=store._syntax_digest: (
+        "c" if name == "data" else found(name)))  # fmt: skip
+    [cache.cache_clear() for cache in caches]
+    yield ["a", "b", "c"]
+    [cache.cache_clear() for cache in caches]
+
+
+def test_a_change_that_is_shown_to_change_no_number_leaves_records_current(versions, tmp_path, monkeypatch):
+    def stale(digest: str, *changes) -> bool:
+        """Whether a record made when `data` had this digest is stale, given the changes stated, as "ab" for a to b."""
+        stated = [{"module": "data", "before": c[0], "after": c[1]} for c in changes]
+        monkeypatch.setattr(store, "same_numbers", lambda: stated)
+        [cache.cache_clear() for cache in (store._equal_digests, store._equal_codes)]
+        with monkeypatch.context() as patch:
+            known = store._syntax_digest
+            patch.setattr(store, "_syntax_digest", lambda name: digest if name == "data" else known(name))
+            save(RUNS[0], tmp_path)
+        return store.lookup(RUNS[0], tmp_path)["stale"]
+
+    assert not stale("c") and stale("b") and stale("a")
+    assert not stale("b", "bc") and stale("a", "bc") and stale("b", "ab")
+    assert not stale("a", "ab", "bc") and not stale("b", "ab", "bc") and not stale("c", "ab", "bc")
+    assert stale("a", "ab", "bx"), "a chain that does not end in the present code"
+
+
+def test_every_stated_change_leads_to_the_present_code_and_says_why():
+    """A statement about code that is gone helps no record: take it away, or state the newer change too."""
+    for change in store.same_numbers():
+        assert set(change) == {"module", "before", "after", "date", "what", "shown"}
+        assert change["before"] in store._equal_digests(change["module"]) and len(change["before"]) == 64
+        assert len(change["what"].split()) > 5 and len(change["shown"].split()) > 5
 
 
 def test_the_code_hash_ignores_comments_and_docstrings_and_nothing_else(tmp_path, monkeypatch):
