@@ -206,11 +206,11 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
         if net == FFR_NETS[scale][0]:  # run length and weight decay, at the middle strength
             for change in ({"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}):
-                other = replace(base, recipe=replace(base.recipe, **change))
-                yield 6, other
+                other, when = replace(base, recipe=replace(base.recipe, **change)), 5 if scale == "quick" else 6
+                yield when, other
                 for arm in ("control", "both"):
                     for strength in middle(strengths(scale, net, arm)):
-                        yield 6, flow_arm(other, arm, strength)
+                        yield when, flow_arm(other, arm, strength)
 
 
 def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
