@@ -7,7 +7,7 @@
 Three paths do the same work (batch 128, crop and flip, SGD with momentum): "plain" is torchvision's transforms and a
 DataLoader with two workers, float32, eager; "on device" the same eager float32 loop with the data on the device; "ours"
 is ffrlib.training. Each figure is the median of interleaved repeats, so that a disturbance hits all paths alike.
-Writes results/benchmarks/training-<cpu|cuda>.json and .md.
+Writes results/benchmarks/training-<cpu-KIND|cuda>.json and .md, KIND being the vector instructions of the CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import functools
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -45,13 +48,13 @@ TARGETS = {  # case -> (what, at least or at most, figure)
     "cuda epoch of vgg16": ("seconds", "<=", 1.0),
     "cuda eight resnet20 together": ("times one after the other", ">=", 3),
 }  # fmt: skip
-
-
-LIMITS = {  # what holds a case back, by the profiles of docs/LOG.md
-    "cpu resnet20": "of a step on one thread, convolutions of 16 to 64 channels take 58 %, batch norm 19 %, ReLU 13 % "
-                    "and additions 6 %, and all but the convolutions wait for memory.",
-    "cpu vgg16": "convolutions, and the plain loop has no other work either: none is faster than a bare convolution.",
-}  # fmt: skip
+COMPILED = ("vgg16",)  # on a GPU ffrlib.run compiles these in long runs: a path of its own there
+PARTS = (  # (what an operation counts as, words of its name); the first that fits
+    ("convolutions", ("convolution",)), ("batch norm", ("batch_norm",)), ("ReLU", ("relu", "threshold", "clamp")),
+    ("linear layers", ("mm", "linear")), ("pooling", ("pool",)), ("update of the weights", ("sgd", "foreach")),
+    ("drawing, cropping, normalising", ("index", "gather", "where", "copy", "div", "sub", "arange", "remainder")),
+    ("additions", ("add",)),
+)  # fmt: skip
 
 
 def spec_of(net: str, **recipe) -> RunSpec:
@@ -156,12 +159,37 @@ def seconds_a_step(path, steps: int, device: str) -> float:
     return (time.perf_counter() - start) / steps
 
 
+def of_a_step(net: str, steps: int = 3) -> dict:
+    """What our steps spend their time on, on a CPU: {part: percent}, largest first, by torch's profiler."""
+    trainer = Trainer(spec_of(net), images(5000, "cpu"))
+    trainer.begin_epoch()
+    trainer.advance()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for _ in range(steps):
+            trainer.advance()
+    found = Counter()
+    for event in seen.key_averages():
+        part = (part for part, words in PARTS if any(word in event.key for word in words))
+        found[next(part, "the rest")] += event.self_cpu_time_total
+    return {part: round(100 * took / found.total()) for part, took in found.most_common()}
+
+
+def from_nothing(net: str) -> float:
+    """Seconds from the start of a process of its own to the end of the first step: imports, images, net, step."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, __file__, "--first-step", net], check=True)
+    return round(time.perf_counter() - start, 2)
+
+
 def compare(net: str, device: str, steps: int, repeats: int, count: int = 5000) -> dict:
     """Images a second of each path, medians of interleaved repeats; seconds until each had done its first step."""
     spec, found = spec_of(net), {}
     image_set = images(count, device)
     running, starts, memory = {}, {}, {}
-    for name, path in PATHS.items():
+    paths = dict(PATHS)
+    if device == "cuda" and net in COMPILED:
+        paths["ours, compiled"] = functools.partial(ours, compiled=True)
+    for name, path in paths.items():
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -216,8 +244,9 @@ def sweep_run(seed: int, steps: int, threads: int) -> None:
 
 
 def sweep(cores: int, steps: int, repeats: int) -> dict:
-    """Eight runs of AlexNet-small: as single-threaded workers, one a core, and one after the other with all cores."""
-    together, alone = [], []
+    """Eight runs of AlexNet-small: as single-threaded workers, one a core, and one after the other with all cores; and
+    one such worker with the machine to itself, of which as many as there are cores would be the limit."""
+    together, alone, single = [], [], []
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         list(pool.map(sweep_run, range(2 * cores), [2] * 2 * cores, [1] * 2 * cores))  # imports and first calls
         for _ in range(repeats):
@@ -228,11 +257,15 @@ def sweep(cores: int, steps: int, repeats: int) -> dict:
             for seed in range(8):
                 sweep_run(seed, steps, cores)
             alone.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            pool.submit(sweep_run, 0, 4 * steps, 1).result()
+            single.append(2 * (time.perf_counter() - start))
     torch.set_num_threads(cores)
-    speed = [8 * steps * BATCH / statistics.median(t) for t in (together, alone)]
+    speed = [8 * steps * BATCH / statistics.median(t) for t in (together, alone, single)]
     return {
         "images_per_second": {"workers": round(speed[0]), "one after the other": round(speed[1])},
         "times one after the other": round(speed[0] / speed[1], 2),
+        "percent of its limit": round(100 * speed[0] / (cores * speed[2])),
     }
 
 
@@ -242,9 +275,18 @@ def resident(kind: str) -> float:
     return next(int(line.split()[1]) for line in lines if kind in line) / 1024
 
 
+def loaders() -> float:
+    """MiB of the worker processes that this process has, each page counted by how many share it. Linux alone says."""
+    total = 0
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        lines = Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
 def peak_of(name: str, net: str, threads: int) -> float | None:
     """MiB by which a process's resident memory rises at its peak with one path: net, optimiser, 1,000 images, three
-    steps. None where that cannot be read."""
+    steps; of the plain path with its loader's two workers at the end. None where that cannot be read."""
     torch.set_num_threads(threads)
     path = PATHS[name](spec_of(net), images(1000, "cpu"), "cpu")
     try:
@@ -254,7 +296,7 @@ def peak_of(name: str, net: str, threads: int) -> float | None:
         return None
     for _ in range(3):
         next(path)
-    return round(resident("VmHWM") - before)
+    return round(resident("VmHWM") - before + loaders())
 
 
 def cpu_cases(cores: int) -> dict:
@@ -263,9 +305,9 @@ def cpu_cases(cores: int) -> dict:
     for net, steps, repeats in (("resnet20", 3, 5), ("vgg16", 1, 4), ("alexnet_small", 20, 5)):
         cases[f"cpu {net}"] = compare(net, "cpu", steps, repeats)
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-            cases[f"cpu {net}"]["peak_mib"] = {
-                name: pool.submit(peak_of, name, net, cores).result() for name in ("on device", "ours")
-            }
+            cases[f"cpu {net}"]["peak_mib"] = {name: pool.submit(peak_of, name, net, cores).result() for name in PATHS}
+        cases[f"cpu {net}"]["percent_of_a_step"] = of_a_step(net)
+        cases[f"cpu {net}"]["seconds_to_first_step"]["a process of its own"] = from_nothing(net)
         print(f"cpu {net}", cases[f"cpu {net}"], flush=True)
     cases["cpu sweep of eight alexnet_small"] = sweep(cores, 20, 3)
     torch.set_num_threads(cores)
@@ -465,7 +507,8 @@ def flags() -> str:
 
 def write(device: str, new: dict) -> None:
     """Adds the cases to what earlier calls on this device measured (a case measured again is replaced)."""
-    path = results_folder() / "benchmarks" / f"training-{device}.json"
+    kind = f"-{torch.backends.cpu.get_cpu_capability().lower()}" if device == "cpu" else ""
+    path = results_folder() / "benchmarks" / f"training-{device}{kind}.json"
     cases = json.loads(path.read_text())["cases"] if path.exists() else {}
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{store.cpu_type()}; {flags()}"
     head = {
@@ -481,7 +524,7 @@ def write(device: str, new: dict) -> None:
         "Generated by benchmarks/training.py; ratios within one run. Speeds in images a second.", "",
         f"{machine}. {head['threads']} threads, torch {head['torch']}, ours in {head['precision']}.", "",
         "| case | plain | on device | ours | ours / plain | / on device | GFLOP/s | of a bare convolution "
-        "| first step (s) | MiB | target |", "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| first step (s) | with imports (s) | MiB | target |", "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     others = ["", "| case | measured | target |", "|---|---|---|"]
     for name, case in cases.items():
@@ -490,12 +533,17 @@ def write(device: str, new: dict) -> None:
             cells = [name, *(f"{case['images_per_second'][path]:.0f}" for path in PATHS), case["times plain"]]
             best = bare.get(case["precision"].removeprefix("torch."))
             share = f"{100 * case['gflops'] / best:.0f} %" if best else ""
-            cells += [case["times on device"], case["gflops"], share, case["seconds_to_first_step"]["ours"], peak]
+            starts = case["seconds_to_first_step"]
+            cells += [case["times on device"], case["gflops"], share, starts["ours"]]
+            cells += [starts.get("a process of its own", ""), peak]
             lines.append(f"| {' | '.join(map(str, cells))} | {case['target']} |")
         else:
             told = {k: v for k, v in case.items() if k not in (*head, "target", "test_accuracy")}
             others.append(f"| {name} | {json.dumps(told)[1:-1]} | {case['target']} |")
-    limits = ["", *(f"- {name}: {text}" for name, text in LIMITS.items() if name in cases)]
+    limits = ["", "What our steps spend their time on, in percent (torch's profiler, all threads):", ""]
+    for name, case in cases.items():
+        parts = [f"{part} {share}" for part, share in case.get("percent_of_a_step", {}).items() if share]
+        limits += [f"- {name}: {', '.join(parts)}"] if parts else []
     write_atomically(path.with_suffix(".md"), "\n".join(lines + others + limits) + "\n")
     print(f"written: {path} and .md")
 
@@ -506,7 +554,11 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="threads of the CPU cases")
     parser.add_argument("--gpu-minutes", type=float, default=2.0, help="limit of the GPU cases")
     parser.add_argument("--accuracy", action="store_true", help="five paired seeds instead of the speeds")
+    parser.add_argument("--first-step", metavar="NET", help="do one step of a net and end: what a start takes")
     given = parser.parse_args()
+    if given.first_step:
+        next(ours(spec_of(given.first_step), images(5000, given.device), given.device))
+        return
     if given.device == "cpu":
         torch.set_num_threads(given.cores)
     else:

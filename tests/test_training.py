@@ -332,6 +332,41 @@ def test_nothing_is_started_that_cannot_reach_its_next_checkpoint(few, tmp_path,
     assert len(train(AGAIN, few, path, deadline=clock.now + 50, must_finish=True).curve["loss"]) == 4
 
 
+def test_the_epoch_that_ends_a_run_waits_until_measuring_fits_in(few, tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 10.0)
+    path, trainer = tmp_path / "run.npz", Trainer(AGAIN, few)
+    more = {"report": lambda t: clock.pass_by(10), "closing": 2 * trainer.steps * trainer.batch}  # 20 s
+    paused = train(AGAIN, few, path, deadline=clock.now + 55, **more)
+    assert paused.status == "paused" and len(paused.curve["loss"]) == 3
+    assert train(AGAIN, few, path, deadline=clock.now + 30, **more).status == "paused"
+    assert train(AGAIN, few, path, deadline=clock.now + 32, **more).status == "finished"
+
+
+@pytest.mark.parametrize("penalty", [FlowPenalty(), FlowPenalty(0.01, 0.01)], ids=["plain", "flow"])
+def test_the_compiled_step_computes_what_the_eager_one_does(penalty, colours, monkeypatch):
+    """As a GPU runs VGG16, but for the code that a compiler would write: the traced program, without breaks."""
+    spec = RunSpec("cifar10", "vgg16", recipe=COLOUR, flow=penalty, width=0.125)
+    traced = torch.compile(training.flow_of, backend="aot_eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(training, "compiled_flow", lambda: traced)
+    runs = [losses(Trainer(spec, short(colours, 64), compiled=compiled), 4) for compiled in (False, True)]
+    assert np.abs(runs[0] - runs[1]).max() < 1e-9
+
+
+def test_the_deterministic_mode_is_asked_for_and_said(monkeypatch, tmp_path):
+    code = """
+import sys, torch
+from ffrlib import run, store
+from ffrlib.spec import Recipe, RunSpec
+from ffrlib import catalogue
+spec = RunSpec(train_size=100, recipe=Recipe(epochs=1, batch_size=50))
+catalogue.specs = lambda *a: [spec]
+run.main(["--deterministic", "--out", sys.argv[1]])
+print(store.lookup(spec, sys.argv[1])["provenance"]["deterministic"], torch.backends.cudnn.benchmark)
+"""
+    out = subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True)
+    assert out.splitlines()[-1] == "True False"
+
+
 def test_measuring_the_speed_leaves_no_trace(few, alone):
     trainer = Trainer(AGAIN, few)
     before = checkpoint.state(trainer)
