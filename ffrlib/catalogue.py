@@ -201,11 +201,12 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
         for arm in FLOW_ARMS:
             first, grid = arm in ("control", "both"), strengths(scale, net, arm)
             for k, strength in enumerate(grid):
-                if scale == "laptop" and k == 0 and len(grid) > 2:
-                    continue  # the weakest: three hours that decide least
+                if scale == "laptop" and len(grid) > 2 and (k == 0 or (k > 1 and not first)):
+                    continue  # what decides least, to stay within 12 hours (docs/protocol.md)
                 yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
         if net == FFR_NETS[scale][0]:  # run length and weight decay, at the middle strength
-            for change in ({"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}):
+            longer, heavier = {"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}
+            for change in (longer, heavier) if scale != "laptop" else (longer,):
                 other, when = replace(base, recipe=replace(base.recipe, **change)), 5 if scale == "quick" else 6
                 yield when, other
                 for arm in ("control", "both"):

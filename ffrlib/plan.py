@@ -7,13 +7,20 @@ import math
 import statistics
 from operator import attrgetter
 
-from ffrlib import catalogue, measure, store
+from ffrlib import catalogue, jobs, measure, store
 from ffrlib.spec import RunSpec
 from ffrlib.training import new_model
 
 PLACE = attrgetter("data", "model", "shortcut", "width")  # what the time of an image hangs on
 TRAINING_IMAGES = {"digits": 1000, "cifar10": 45000, "cifar100": 45000, "tiny_imagenet": 90000, "stl10": 4500}
 # ... of the whole sets, the validation images taken off: see data.load.
+MEASURED = {
+    "digits": (500, 297),
+    "cifar10": (10000, 5000),
+    "cifar100": (10000, 5000),
+    "tiny_imagenet": (10000, 10000),
+    "stl10": (8000, 500),
+}  # test and validation images
 
 
 def size(data: str, model: str, shortcut: str, width: float) -> int:
@@ -28,6 +35,18 @@ def images(spec: RunSpec) -> int:
     return spec.train_size or TRAINING_IMAGES[spec.data]
 
 
+def work(spec: RunSpec) -> int:
+    """A run's cost in training images of the whole net: what it trains on, and its measuring. A net of which a share of
+    the MACs is cut costs what is left of them."""
+    test, validation = MEASURED[spec.data]
+    if spec.pruning.score == "none":
+        return spec.recipe.epochs * images(spec) + jobs.closing(test, validation)
+    p = spec.pruning
+    left = 1 - p.amount if p.budget == "macs_share" else 1
+    epochs = p.epochs if p.after == "finetune" else spec.recipe.epochs
+    return round(left * epochs * images(spec) + (test + 2 * left * (test + validation)) * 2 / 5)
+
+
 def image_seconds(records: list[dict]) -> dict[tuple, float]:
     """(data, model, shortcut, width) -> seconds of a training image, the median over trainings of whole nets."""
     found: dict[tuple, list[float]] = {}
@@ -39,8 +58,8 @@ def image_seconds(records: list[dict]) -> dict[tuple, float]:
 
 
 def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
-    """What would run, and how many minutes its training takes at the speeds that the records of this scale measured, or
-    those of all scales where this one has none.
+    """What would run, and how many minutes it takes at the speeds that the records of this scale measured, or those of
+    all scales where this one has none; and how many the whole would have taken.
 
     A net without a record is priced by its MACs, at the speed of the net nearest in MACs (on the same set, if any).
     """
@@ -48,25 +67,28 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
     others = "" if known else ", at the speed of the other scales' records"
     known = known or image_seconds(store.load_all()[0])
     rate, sizes = dict(known), {place: size(*place) for place in known}
-    lines, total, more, seen = [f"scale {scale}, {workers} worker(s){others * bool(known)}", ""], 0.0, "", set()
+    lines, total, whole, more = [f"scale {scale}, {workers} worker(s){others * bool(known)}", ""], 0.0, 0.0, ""
+    seen = set()
     for name in [experiment] if experiment else catalogue.RUNS:
         minutes, guessed, unknown, count = 0.0, set(), set(), 0
         for spec in catalogue.specs(scale, name):
-            if spec in seen or store.record_path(spec).exists():
+            if spec in seen:
                 continue
             seen.add(spec)
-            count += 1
-            short = spec.pruning.score != "none" and spec.pruning.after == "finetune"
-            epochs = spec.pruning.epochs if short else spec.recipe.epochs
             place = PLACE(spec)
             if place not in rate:
-                work, alike = size(*place), [p for p in known if p[0] == spec.data] or known
-                near = min(alike, key=lambda p: abs(math.log(sizes[p] / work)), default=None)
-                rate[place] = known[near] * work / sizes[near] if near else math.nan
-            if math.isfinite(rate[place]):
-                minutes += epochs * images(spec) * rate[place] / 60 / workers
-                guessed |= {spec.model} if place not in known and epochs else set()
-            elif epochs:
+                macs, alike = size(*place), [p for p in known if p[0] == spec.data] or known
+                near = min(alike, key=lambda p: abs(math.log(sizes[p] / macs)), default=None)
+                rate[place] = known[near] * macs / sizes[near] if near else math.nan
+            took = work(spec) * rate[place] / 60 / workers
+            whole += took
+            if store.record_path(spec).exists():
+                continue
+            count += 1
+            if math.isfinite(took):
+                minutes += took
+                guessed |= {spec.model} if place not in known else set()
+            else:
                 unknown.add(spec.model)
         total += minutes
         lines.append(f"{name:18} {count:4} of {len(catalogue.specs(scale, name)):4} runs to make, {minutes:7.1f} min")
@@ -78,5 +100,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
         more = " and more" if unknown or lacking else more
     days = f" ({total / 1440:.0f} days)" if total > 2880 else ""
     lines += ["", f"together {total:.1f} min{days}{more}; a run of two experiments is counted in the first.",
-              "Measuring, scoring channels and training a base again for its cuts come on top."]  # fmt: skip
+              "Scoring channels and training a base again for its cuts come on top."]  # fmt: skip
+    if math.isfinite(whole) and whole > total:
+        lines.insert(-1, f"With what is stored, this list of runs takes {whole / 60:.1f} hours.")
     return "\n".join(lines)

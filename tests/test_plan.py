@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ffrlib import catalogue, data, plan, store
+from ffrlib import catalogue, data, jobs, plan, store
 from ffrlib.spec import Pruning
 
 
@@ -32,9 +32,10 @@ def test_it_counts_what_has_no_record():
     assert "no record tells the speed: digits_cnn" in told("quick", "1_hgsr_criteria")
     assert "0.0 min and more" in told("quick", "1_hgsr_criteria")
     keep(plain, 60)
-    minutes = (count - 1) * plain.recipe.epochs
+    minutes = (count - 1) * (plain.recipe.epochs + jobs.closing(500, 297) / 1000)
     text = told("quick", "1_hgsr_criteria")
-    assert f"{count - 1} of {count} runs to make" in text and f"{minutes:.1f} min;" in text and "and more" not in text
+    assert f"{count - 1} of {count} runs to make" in text and "and more" not in text
+    assert f"together {minutes:.1f} min (2 days);" in text
     assert f"{minutes / 4:.1f} min" in told("quick", "1_hgsr_criteria", 4)
 
 
@@ -43,10 +44,11 @@ def test_a_net_without_a_record_is_priced_by_its_macs(monkeypatch):
     sizes = [plan.size("cifar10", net, "A", 1.0) for net in ("resnet20", "resnet56")]
     assert sizes == [40551040, 125485696]
     keep(small, 60)
-    later = replace(large, pruning=Pruning("l1_norm", amount=0.5, epochs=1))
+    later = replace(large, pruning=Pruning("l1_norm", "macs_share", 0.5, epochs=1))
     monkeypatch.setattr(catalogue, "specs", lambda scale, name: [small, large, later])
     text = told("laptop", "5_ffr_pruning")
-    assert f"2 of 3 runs to make, {(2 + 1) * sizes[1] / sizes[0]:.1f} min priced by MACs: resnet56" in text
+    measured = (jobs.closing(10000, 5000) + (10000 + 2 * 0.5 * 15000) * 0.4) / 20000  # of the net, and of its half
+    assert f"2 of 3 runs to make, {(2 + 0.5 + measured) * sizes[1] / sizes[0]:.1f} min priced by MACs: resnet56" in text
 
 
 def test_a_scale_without_records_is_priced_by_the_others(monkeypatch):
@@ -56,11 +58,14 @@ def test_a_scale_without_records_is_priced_by_the_others(monkeypatch):
     keep(small, 60)  # a minute for 20,000 images
     text = told("paper", "4_ffr_flow")
     macs = [plan.size(data, "resnet20", "A", 1.0) for data in ("cifar10", "cifar100")]
-    minutes = 100 * 45000 / 20000 * (1 + macs[1] / macs[0])
+    images = 100 * 45000 + jobs.closing(10000, 5000)
+    minutes = images / 20000 * (1 + macs[1] / macs[0])
     assert f"2 of 2 runs to make, {minutes:.1f} min priced by MACs: resnet20" in text
     assert "at the speed of the other scales' records" in text
     keep(large, 10)
-    assert f"1 of 2 runs to make, {100 * 10 / 60 * macs[1] / macs[0]:.1f} min" in told("paper", "4_ffr_flow")
+    assert f"1 of 2 runs to make, {images / 45000 * 10 / 60 * macs[1] / macs[0]:.1f} min" in told("paper", "4_ffr_flow")
+    hours = images / 45000 * 10 / 3600 * (1 + macs[1] / macs[0])
+    assert f"With what is stored, this list of runs takes {hours:.1f} hours." in told("paper", "4_ffr_flow")
     assert "other scales" not in told("paper", "4_ffr_flow")
 
 
@@ -71,6 +76,7 @@ def test_the_images_of_a_set_are_those_that_are_trained_on(name):
     except FileNotFoundError as error:
         pytest.skip(str(error))
     assert len(images.train[1]) == plan.TRAINING_IMAGES[name]
+    assert (len(images.test[1]), len(images.validation[1])) == plan.MEASURED[name]
 
 
 def test_an_arm_without_strengths_is_named(monkeypatch):
