@@ -276,11 +276,11 @@ def resident(kind: str) -> float:
 
 
 def loaders() -> float:
-    """MiB of the worker processes that this process has, each page counted by how many share it. Linux alone says."""
+    """MiB that the worker processes of this process have to themselves. Linux alone says."""
     total = 0
     for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         lines = Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
     return total / 1024
 
 
