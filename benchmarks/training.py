@@ -258,8 +258,8 @@ def sweep(cores: int, steps: int, repeats: int) -> dict:
                 sweep_run(seed, steps, cores)
             alone.append(time.perf_counter() - start)
             start = time.perf_counter()
-            pool.submit(sweep_run, 0, 4 * steps, 1).result()
-            single.append(2 * (time.perf_counter() - start))
+            pool.submit(sweep_run, 0, steps, 1).result()
+            single.append(8 * (time.perf_counter() - start))
     torch.set_num_threads(cores)
     speed = [8 * steps * BATCH / statistics.median(t) for t in (together, alone, single)]
     return {

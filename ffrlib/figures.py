@@ -37,7 +37,8 @@ LOOKS = {"plain": ("plain", BLACK, "-", "*"), "control": ("control", GOLD, "--",
          "length": ("length", GREEN, ":", "^"), "curvature": ("curvature", PINK, "-.", "v"),
          "both": ("both", BLUE, "-", "o")}  # fmt: skip
 BESIDE = {"plain": LOOKS["plain"], "l1": ("L1", GREY, "-.", "v")}  # what HGSR's criteria are drawn with
-OTHERS = [(colour, line, "D") for line in ("-", "--", ":") for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]
+OTHERS = [(colour, line, marker) for line, marker in (("-", "D"), ("--", "P"), (":", "X"))
+          for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]  # fmt: skip
 SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
          "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
 PERCENT = {  # shares, which are shown in percent
