@@ -114,6 +114,21 @@ def test_the_code_hash_ignores_comments_and_docstrings_and_nothing_else(tmp_path
     store._syntax_digest.cache_clear()
 
 
+def test_the_code_hash_is_the_same_in_every_python(tmp_path, monkeypatch):
+    """A record made with 3.11 is not stale with 3.12, whose syntax trees name one thing more."""
+    (tmp_path / "ffrlib").mkdir()
+    text = (
+        'class A:\n    """Words."""\n\n    async def f(self, x: int = 1):\n        return f"{x!r}, {self.w:.3f}"\n'
+    )
+    (tmp_path / "ffrlib" / "thing.py").write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "REPOSITORY", tmp_path)
+        store._syntax_digest.cache_clear()
+        digest = store._syntax_digest("thing")
+    store._syntax_digest.cache_clear()
+    assert digest.startswith("cf91ea9d95cf33ee")
+
+
 def test_the_code_hash_covers_what_a_run_passes_through():
     plain, penalised, cut = RUNS[0], RUNS[2], RUNS[4]
     assert store.code_hash(plain) == store.code_hash(replace(plain, seed=9))
