@@ -279,7 +279,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.out:
             pack(given.out, "records.tar.gz", "runs")
             pack(given.out, "checkpoints.tar.gz", "cache/checkpoints")
-            to_come = {base_of(s) for s in specs if s != base_of(s) and store.current(s, given.out) is None}
+            every = (s for s in catalogue.specs(given.scale, None) if s != base_of(s))  # those of other calls, too
+            to_come = {base_of(s) for s in every if not (store.current(s) or store.current(s, given.out))}
             pack(given.out, "weights.tar.gz", "cache/weights", {cache_path("weights", b, given.out) for b in to_come})
         print(summary)
     except KeyboardInterrupt:

@@ -447,16 +447,23 @@ def test_the_command_line_packs_what_must_travel(tmp_path, monkeypatch, capsys):
 
 
 def test_the_weights_of_a_base_travel_so_that_its_cuts_need_no_training(trained, tmp_path, monkeypatch):
+    from ffrlib import catalogue
+
     out = tmp_path / "out"
     for path in (store.record_path(BASE, out), cache_path("weights", BASE, out)):
         path.parent.mkdir(parents=True)
         path.write_bytes((trained / path.relative_to(out)).read_bytes())
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [BASE, cut()])
     run.main(["--out", str(out), "--model", "vgg16"])  # nothing to run: it packs what is there
     for name in ("records", "weights"):
         with tarfile.open(out / f"{name}.tar.gz") as archive:
             archive.extractall(tmp_path / "other", filter="data")
     monkeypatch.setattr(jobs, "train_together", None)
     assert run_quietly([cut()], tmp_path / "other") == Summary(trained=1)
+    run_quietly([cut()], out)
+    (out / "weights.tar.gz").unlink()
+    run.main(["--out", str(out), "--model", "vgg16"])
+    assert not (out / "weights.tar.gz").exists(), "no cut is to come"
 
 
 def test_a_checkpoint_travels(trained, tmp_path):

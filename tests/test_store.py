@@ -117,9 +117,7 @@ def test_the_code_hash_ignores_comments_and_docstrings_and_nothing_else(tmp_path
 def test_the_code_hash_is_the_same_in_every_python(tmp_path, monkeypatch):
     """A record made with 3.11 is not stale with 3.12, whose syntax trees name one thing more."""
     (tmp_path / "ffrlib").mkdir()
-    text = (
-        'class A:\n    """Words."""\n\n    async def f(self, x: int = 1):\n        return f"{x!r}, {self.w:.3f}"\n'
-    )
+    text = 'class A:\n    """Words."""\n\n    async def f(self, x: int = 1):\n        return f"{x!r}, {self.w:.3f}"\n'
     (tmp_path / "ffrlib" / "thing.py").write_text(text)
     with monkeypatch.context() as patch:
         patch.setattr(store, "REPOSITORY", tmp_path)
