@@ -102,10 +102,8 @@ def best_cut(frame: pd.DataFrame, cells: list[str]) -> str:
 def vanished(frame: pd.DataFrame, penalised: str, plain: str) -> Part:
     """H3's part (a). Records made before 2026-11-27 lack the count of writers alone: where one does, `zero_channels`
     stands in, which counts what the penalty pushes, too, and can only refute (docs/protocol.md)."""
-    runs, column = (
-        frame[frame["key"].isin([penalised, plain]) & (frame["status"] == "finished")],
-        "zero_output_channels",
-    )
+    column, runs = "zero_output_channels", frame[frame["key"].isin([penalised, plain])]
+    runs = runs[runs["status"] == "finished"]
     if column in runs and len(runs) and runs[column].notna().all():
         return compare(frame, penalised, plain, column, SPARSER, "zero output channels, penalised - plain")
     part = compare(frame, penalised, plain, "zero_channels", SPARSER, "zero channels, penalised - plain")
