@@ -72,9 +72,7 @@ def _syntax_digest(name: str) -> str:
         documented = isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
         if documented and ast.get_docstring(node, clean=False) is not None:
             node.body[0] = ast.Pass()
-    text = ast.dump(tree).replace(
-        ", type_params=[]", ""
-    )  # Python 3.12 lists what 3.11 does not know: one hash for both
+    text = ast.dump(tree).replace(", type_params=[]", "")  # which Python 3.12 adds: the hash is that of 3.11
     return hashlib.sha256(text.encode()).hexdigest()
 
 
