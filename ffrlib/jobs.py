@@ -21,6 +21,7 @@ from ffrlib.together import Trained, train_together
 from ffrlib.training import Trainer, new_model, precision, stream_seed
 
 PORTABLE = 16 * 2**20  # bytes; a larger checkpoint may stay behind when a lent machine goes back
+FORWARD = 0.4  # how much of a training image's time a pass forward takes (measured)
 
 
 @functools.lru_cache(maxsize=2)
@@ -100,10 +101,9 @@ def save(spec: RunSpec, status: str, metrics, device, root, curve=None, seconds=
     store.save(spec, status, curve or {}, metrics, made, root)
 
 
-def closing(test: int, validation: int) -> int:
-    """Training images that take as long as measuring a net on so many images: a pass forward counts as 0.4 of one
-    (measured)."""
-    return measure.passes(test, validation) * 2 // 5
+def closing(images: data.ImageSet) -> float:
+    """How many training images take as long as measuring a net."""
+    return FORWARD * measure.passes(len(images.test[1]), len(images.validation[1]))
 
 
 def save_base(spec: RunSpec, trained: Trained, device, stacking: str, root, keep_weights: bool) -> None:
@@ -227,9 +227,9 @@ def run_job(base: RunSpec, cuts: list[RunSpec], root=None, device="cpu", threads
     if needs_training(base, cuts, root):
         images = images_of(base, device)
         trainer = trainer_of(base, images, device, starting_model(base, images))
-        place, must_finish = cache_path("checkpoints", base, root), not portable(base)
-        after = closing(len(images.test[1]), len(images.validation[1]))
-        trained = train_together([trainer], [place], None, deadline, None, must_finish, after)[0]
+        path = cache_path("checkpoints", base, root)
+        trained = train_together([trainer], [path], deadline=deadline, must_finish=not portable(base),
+                                 closing=closing(images))[0]  # fmt: skip
         if trained.status == "paused":
             return
         save_base(base, trained, device, "one", root, keep_weights or bool(cuts))

@@ -14,13 +14,9 @@ from ffrlib.training import new_model
 PLACE = attrgetter("data", "model", "shortcut", "width")  # what the time of an image hangs on
 TRAINING_IMAGES = {"digits": 1000, "cifar10": 45000, "cifar100": 45000, "tiny_imagenet": 90000, "stl10": 4500}
 # ... of the whole sets, the validation images taken off: see data.load.
-MEASURED = {
-    "digits": (500, 297),
-    "cifar10": (10000, 5000),
-    "cifar100": (10000, 5000),
-    "tiny_imagenet": (10000, 10000),
-    "stl10": (8000, 500),
-}  # test and validation images
+MEASURED = {"digits": (500, 297), "cifar10": (10000, 5000), "cifar100": (10000, 5000), "tiny_imagenet": (10000, 10000),
+            "stl10": (8000, 500)}  # fmt: skip
+# ... test and validation images.
 
 
 def size(data: str, model: str, shortcut: str, width: float) -> int:
@@ -35,16 +31,15 @@ def images(spec: RunSpec) -> int:
     return spec.train_size or TRAINING_IMAGES[spec.data]
 
 
-def work(spec: RunSpec) -> int:
+def work(spec: RunSpec) -> float:
     """A run's cost in training images of the whole net: what it trains on, and its measuring. A net of which a share of
     the MACs is cut costs what is left of them."""
-    test, validation = MEASURED[spec.data]
-    if spec.pruning.score == "none":
-        return spec.recipe.epochs * images(spec) + jobs.closing(test, validation)
-    p = spec.pruning
+    (test, validation), p = MEASURED[spec.data], spec.pruning
+    if p.score == "none":
+        return spec.recipe.epochs * images(spec) + jobs.FORWARD * measure.passes(test, validation)
     left = 1 - p.amount if p.budget == "macs_share" else 1
     epochs = p.epochs if p.after == "finetune" else spec.recipe.epochs
-    return round(left * epochs * images(spec) + (test + 2 * left * (test + validation)) * 2 / 5)
+    return left * epochs * images(spec) + jobs.FORWARD * (test + 2 * left * (test + validation))
 
 
 def image_seconds(records: list[dict]) -> dict[tuple, float]:

@@ -121,7 +121,7 @@ def run_group(group: list[Job], root, device: str, deadline: float, bar, to_cut=
     paths = [cache_path("checkpoints", s, root) for s, _ in new]
 
     trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first),
-                             closing=closing(len(images.test[1]), len(images.validation[1])))  # fmt: skip
+                             closing=closing(images))  # fmt: skip
     for (spec, cuts), result in zip(new, trained):
         if result.status != "paused":
             stacking = f"streams:{len(new)}" + (", compiled" if compiled else "")
@@ -240,6 +240,8 @@ def pack(root: Path, name: str, folder: str, only=None) -> None:
 
     if files:
         write_atomically(root / name, write)
+    else:  # no archive of an earlier call that would carry what has served
+        (root / name).unlink(missing_ok=True)
 
 
 def bring_bases(specs: list[RunSpec], root: Path) -> None:

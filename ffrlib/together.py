@@ -81,7 +81,7 @@ def save_all(trainers: list[Trainer], paths: dict) -> None:
 
 
 def train_together(trainers: list[Trainer], checkpoints=None, every: float | None = None, deadline: float = math.inf,
-                   report=None, must_finish: bool = False, closing: int = 0) -> list[Trained]:  # fmt: skip
+                   report=None, must_finish: bool = False, closing: float = 0) -> list[Trained]:  # fmt: skip
     """Trains runs to their ends, or pauses them cleanly at an epoch before `deadline` (of time.monotonic()).
 
     Each computes what it would compute alone. On a GPU it replays its captured step on its own stream, so the runs fill

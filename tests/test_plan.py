@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ffrlib import catalogue, data, jobs, plan, store
+from ffrlib import catalogue, data, jobs, measure, plan, store
 from ffrlib.spec import Pruning
 
 
@@ -32,7 +32,7 @@ def test_it_counts_what_has_no_record():
     assert "no record tells the speed: digits_cnn" in told("quick", "1_hgsr_criteria")
     assert "0.0 min and more" in told("quick", "1_hgsr_criteria")
     keep(plain, 60)
-    minutes = (count - 1) * (plain.recipe.epochs + jobs.closing(500, 297) / 1000)
+    minutes = (count - 1) * (plain.recipe.epochs + jobs.FORWARD * measure.passes(500, 297) / 1000)
     text = told("quick", "1_hgsr_criteria")
     assert f"{count - 1} of {count} runs to make" in text and "and more" not in text
     assert f"together {minutes:.1f} min (2 days);" in text
@@ -47,7 +47,9 @@ def test_a_net_without_a_record_is_priced_by_its_macs(monkeypatch):
     later = replace(large, pruning=Pruning("l1_norm", "macs_share", 0.5, epochs=1))
     monkeypatch.setattr(catalogue, "specs", lambda scale, name: [small, large, later])
     text = told("laptop", "5_ffr_pruning")
-    measured = (jobs.closing(10000, 5000) + (10000 + 2 * 0.5 * 15000) * 0.4) / 20000  # of the net, and of its half
+    measured = (
+        jobs.FORWARD * measure.passes(10000, 5000) + (10000 + 2 * 0.5 * 15000) * 0.4
+    ) / 20000  # of the net, and of its half
     assert f"2 of 3 runs to make, {(2 + 0.5 + measured) * sizes[1] / sizes[0]:.1f} min priced by MACs: resnet56" in text
 
 
@@ -58,7 +60,7 @@ def test_a_scale_without_records_is_priced_by_the_others(monkeypatch):
     keep(small, 60)  # a minute for 20,000 images
     text = told("paper", "4_ffr_flow")
     macs = [plan.size(data, "resnet20", "A", 1.0) for data in ("cifar10", "cifar100")]
-    images = 100 * 45000 + jobs.closing(10000, 5000)
+    images = 100 * 45000 + jobs.FORWARD * measure.passes(10000, 5000)
     minutes = images / 20000 * (1 + macs[1] / macs[0])
     assert f"2 of 2 runs to make, {minutes:.1f} min priced by MACs: resnet20" in text
     assert "at the speed of the other scales' records" in text

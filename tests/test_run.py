@@ -461,7 +461,6 @@ def test_the_weights_of_a_base_travel_so_that_its_cuts_need_no_training(trained,
     monkeypatch.setattr(jobs, "train_together", None)
     assert run_quietly([cut()], tmp_path / "other") == Summary(trained=1)
     run_quietly([cut()], out)
-    (out / "weights.tar.gz").unlink()
     run.main(["--out", str(out), "--model", "vgg16"])
     assert not (out / "weights.tar.gz").exists(), "no cut is to come"
 
