@@ -18,6 +18,7 @@ from ffrlib.scales import (
     CUT_BY_LOSS,
     FFR_NETS,
     FIRST,
+    FRESH,
     FURTHER,
     HGSR_NETS,
     HSQ_GL12,
@@ -68,6 +69,7 @@ EXPERIMENTS = (
     Experiment("5_ffr_pruning", "FFR: pruned nets beside baselines", ("F3",)),
     Experiment("6_ffr_readings", "FFR: the open readings of the method", ("F1", "F2", "F4")),
     Experiment("7_both_papers", "Both papers on the same nets, apart and together", ("H1", "F4")),
+    Experiment("8_how_firm", "How firm the conclusions are: fresh seeds, other choices", ("H1", "F1", "F4")),
 )
 
 
@@ -91,6 +93,12 @@ def weight_arm(base: RunSpec, name: str, strength: float, grouping: str = "featu
 def middle(values: list[float]) -> list[float]:
     """The middle one of an ascending list, as a list; empty for an empty one."""
     return values[len(values) // 2 : len(values) // 2 + 1]
+
+
+def compared(scale: str, values: list) -> list:
+    """Of an arm's ascending strengths the one at which H2 compares nets, as a list: the middle; at scale laptop the
+    weakest, since its middle ones cost every criterion more than a point (docs/protocol.md)."""
+    return values[:1] if scale == "laptop" else middle(values)
 
 
 def turn(k: int, grid: list[float]) -> float:
@@ -119,18 +127,18 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
-    whole = scale == "paper"  # every net and strength by neuron too; elsewhere the first net at the middle strength
+    whole = scale == "paper"  # every net and strength by neuron too; elsewhere the first net at one strength
     for place, net in enumerate(HGSR_NETS[scale] if whole else HGSR_NETS[scale][:1]):
         base = BASES[scale][net]
         yield 0.95, base
         for name in CRITERIA:
             grid = strengths(scale, net, name)
-            for strength in middle(grid):
+            for strength in compared(scale, grid):
                 yield 1, weight_arm(base, name, strength)
             for k, strength in enumerate(grid):
-                if name != "l1" and (whole or [strength] == middle(grid)):  # L1 has no groups, so no grouping
+                if name != "l1" and (whole or [strength] == compared(scale, grid)):  # L1 has no groups, so no grouping
                     yield 4 + place + turn(k, grid), weight_arm(base, name, strength, "neuron")
-            for strength in middle(grid) if place == 0 and (whole or name in WIDE) else ():
+            for strength in compared(scale, grid) if place == 0 and (whole or name in WIDE) else ():
                 for width in (0.5, 2.0):
                     yield 5, weight_arm(replace(base, width=width), name, strength)
         for width in (0.5, 2.0) if place == 0 else ():
@@ -243,6 +251,16 @@ def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
             yield 6.5, spec
 
 
+def how_firm(scale: str) -> Iterator[tuple[float, RunSpec]]:
+    """The arms of H1, F1 and F4 at the strengths that were chosen for weights before (`data/confirmation.json`)."""
+    frozen = json.loads((REPOSITORY / "data" / "confirmation.json").read_text()).get(scale, {})
+    for net, arms in frozen.items():
+        base = BASES[scale][net]
+        yield 5.5, base
+        for arm, strength in arms.items():
+            yield 5.5, flow_arm(base, arm, strength) if arm in FLOW_ARMS else weight_arm(base, arm, strength)
+
+
 def unchosen(name: str, scale: str) -> list[tuple[str, str]]:
     """(net, arm) of an experiment for which no strength has been chosen: they have no runs in the lists below."""
     hgsr, ffr, penalised = HGSR_NETS[scale], FFR_NETS[scale], ("control", "both", "group_lasso")
@@ -253,16 +271,19 @@ def unchosen(name: str, scale: str) -> list[tuple[str, str]]:
         "5_ffr_pruning": chain(product(ffr, (*penalised, "network_slimming")),
                                product(["resnet56"] * (scale == "laptop"), (*penalised, HSQ_GL12))),
         "6_ffr_readings": product(ffr[:1], ["both"]), "7_both_papers": product(ffr[:1], TOGETHER[scale]),
+        "8_how_firm": (),
     }  # fmt: skip
     return [(net, arm) for net, arm in asked[name] if not strengths(scale, net, arm)]
 
 
+FIRM = "8_how_firm"  # the one experiment whose runs have the seeds FRESH
 RUNS = {
     "1_hgsr_criteria": hgsr_criteria, "2_hgsr_structure": hgsr_structure, "3_hgsr_pruning": hgsr_pruning,
     "4_ffr_flow": ffr_flow, "5_ffr_pruning": ffr_pruning, "6_ffr_readings": ffr_readings, "7_both_papers": both_papers,
+    "8_how_firm": how_firm,
 }  # fmt: skip
 FEW_SEEDS = {  # where it isn't the scale's own number: quick has six minutes, laptop 12 hours
-    "quick": {"2_hgsr_structure": 3, "3_hgsr_pruning": 3, "5_ffr_pruning": 3, "6_ffr_readings": 3},
+    "quick": {"2_hgsr_structure": 3, "6_ffr_readings": 3},
     "laptop": {"1_hgsr_criteria": 5, "2_hgsr_structure": 2, "3_hgsr_pruning": 1, "5_ffr_pruning": 1,
                "6_ffr_readings": 1, "7_both_papers": 1},
 }  # fmt: skip
@@ -281,7 +302,8 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
         number = seeds or FEW_SEEDS.get(scale, {}).get(name, SEEDS[scale])
         for place, (priority, spec) in enumerate(RUNS[name](scale)):
             few = min(number, {"quick": 3, "laptop": 1}.get(scale, number)) if priority >= 6 and not seeds else number
-            for seed in range(1 if spec.init == "published" and not seeds else few):
+            own = FRESH[:seeds] if name == FIRM and seeds else FRESH if name == FIRM else range(few)
+            for seed in own[:1] if spec.init == "published" and not seeds else own:
                 seeded = replace(spec, seed=seed)
                 rank = (seed >= 2, priority, seed, place)
                 found[seeded] = min(rank, found.get(seeded, rank))

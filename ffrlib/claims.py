@@ -15,6 +15,7 @@ from ffrlib.spec import CRITERIA, RunSpec, base_of, key
 
 SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
 WEIGHTS, CHANNELS = tables.BOTH
+STEP = 2.5  # points: to what both shares are found (`measure.HALVINGS`)
 EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
     "H1": [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH],
     "F1": [("both", "plain", WEIGHTS, True)],
@@ -26,7 +27,8 @@ EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
 @dataclass(frozen=True)
 class Part:
     """One comparison: differences in points by seed, the limits (b, m), the keys of both arms ("" for none, "?" and its
-    name for an arm that has no run to compare yet). One that `only_refutes` is never supported."""
+    name for an arm that has no run to compare yet). One that `only_refutes` is never supported; `step` is the step in
+    which the metric was measured (points), 0 for one without."""
 
     name: str
     differences: pd.Series
@@ -34,6 +36,7 @@ class Part:
     keys: tuple[str, ...]
     decides: bool = True
     only_refutes: bool = False
+    step: float = 0.0
 
 
 def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
@@ -45,29 +48,30 @@ def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
 def compare(frame, first: str, second: str, column: str, limits, name: str, decides: bool = True) -> Part:
     """The part `first` - `second` (keys) in one metric, paired by seed."""
     differences = (by_seed(frame, first, column) - by_seed(frame, second, column)).dropna()
-    return Part(name, differences, limits, (first, second), decides)
+    return Part(name, differences, limits, (first, second), decides, step=STEP * (column in tables.BOTH))
 
 
-def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Part]:
-    """H1, F1, F2, F4: the parts of `EQUAL_ACCURACY` on one net, each arm at its chosen strength."""
+def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str, held: float = tables.HELD) -> list[Part]:
+    """H1, F1, F2, F4: the parts of `EQUAL_ACCURACY` on one net, each arm at its chosen strength (see `held` in
+    `tables.chosen_strength`)."""
     specs = tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", base.scale)
     by_arm, plain = tables.arms(specs), key(base)
 
     def chosen(arm: str, measure: str) -> str:
         keys = by_arm.get((base, arm), ())
-        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or f"?{arm}"
+        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure, held) or f"?{arm}"
 
     asked = EQUAL_ACCURACY[claim]
     return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in asked]
 
 
 def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
-    """H2, arms at their middle strengths: for every two contexts (net and width) whose best arms among those that both
-    ran differ, the lead of each in its own context. Where one arm is best in all contexts, its leads (not deciding)."""
+    """H2, arms at the strengths `compared`: for every two contexts (net and width) whose best arms, of those that both
+    ran, differ, the lead of each in its own context. If one arm is best in all contexts, its leads (not deciding)."""
     by_arm, contexts = {}, {}
     for name in ("1_hgsr_criteria", "2_hgsr_structure"):
         for place, keys in tables.arms(tables.unseeded(name, scale)).items():
-            by_arm.setdefault(place, catalogue.middle(keys)[0])
+            by_arm.setdefault(place, catalogue.compared(scale, keys)[0])
     for (plain, arm), cell in by_arm.items():
         if arm != "plain" and tables.chosen_strength(frame, [cell], key(plain), WEIGHTS):
             contexts.setdefault(plain, {})[arm] = by_seed(frame, cell, WEIGHTS)

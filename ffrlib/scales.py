@@ -50,3 +50,4 @@ TOGETHER = {  # the criteria put on a net beside FFR's arms
     "paper": ("l1", "group_lasso", HSQ_GL12),
 }  # fmt: skip
 SEEDS = {"quick": 5, "laptop": 3, "paper": 5}
+FRESH = range(100, 115)  # seeds of the confirmation (docs/protocol.md): its runs enter no other table

@@ -17,6 +17,7 @@ from scipy import special
 
 from ffrlib import catalogue, models
 from ffrlib.files import REPOSITORY
+from ffrlib.scales import FRESH
 from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, choose, key
 
 NOT_RUN, NOT_REACHED, NOT_CHOSEN = "not run", "not reached", "not chosen"
@@ -116,15 +117,15 @@ def covered(frame: pd.DataFrame, keys) -> pd.DataFrame:
     return rows[rows.groupby("key")["seed"].transform("nunique") == rows["seed"].nunique()]
 
 
-def chosen_strength(frame: pd.DataFrame, keys, plain: str, measure: str) -> str | None:
+def chosen_strength(frame: pd.DataFrame, keys, plain: str, measure: str, held: float = HELD) -> str | None:
     """The one of an arm's `covered` `keys` with the largest mean `measure` among strengths without a diverged run whose
-    mean validation accuracy is at most `HELD` below that of the run with key `plain`, over the seeds that both have (of
+    mean validation accuracy is at most `held` below that of the run with key `plain`, over the seeds that both have (of
     equal ones the more accurate, then the first of `keys`); None where there is none. See docs/protocol.md."""
     arm, beside = covered(frame, keys), frame[frame["key"] == plain].set_index("seed")["validation_accuracy"]
     arm = arm[arm["seed"].isin(beside.index)]
     sound = arm.groupby("key").filter(lambda group: (group["status"] == "finished").all())
     means = sound.groupby("key")[["validation_accuracy", measure]].mean().dropna().round(9)  # not the last bits
-    least = round(beside[beside.index.isin(arm["seed"])].mean() - HELD, 9)
+    least = round(beside[beside.index.isin(arm["seed"])].mean() - held, 9)
     means = means[means["validation_accuracy"] >= least]
     means = means.reindex([k for k in reversed(keys) if k in means.index])  # sorting keeps the order of equal ones
     return means.sort_values([measure, "validation_accuracy"], kind="stable").index[-1] if len(means) else None
@@ -157,7 +158,13 @@ def unseeded(name: str, scale: str) -> list[RunSpec]:
 def counted(records: list[dict], scale: str, name: str | None = None) -> list[dict]:
     """The records of a scale's (one experiment's) runs, with any seed: a reader's own are not among them."""
     keys = {key(spec) for spec in catalogue.specs(scale, name, seeds=1)}
-    return [r for r in records if r["scale"] == scale and r["key"] in keys]
+    own = [r for r in records if r["scale"] == scale and r["key"] in keys]
+    return own if name is None else seeds_of(name, own)
+
+
+def seeds_of(name: str, records: list[dict]) -> list[dict]:
+    """The records that an experiment may use: the confirmation those of the seeds `FRESH`, all others the others."""
+    return [r for r in records if (r["seed"] in FRESH) == (name == catalogue.FIRM)]
 
 
 def arms(specs: list[RunSpec]) -> dict[tuple[RunSpec, str], list[str]]:
@@ -258,7 +265,7 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
     specs = unseeded(name, scale)
     if wrong := {r["scale"] for r in records} - {scale}:
         raise ValueError(f"the records' scale is {', '.join(sorted(wrong))}; allowed: only {scale} in its tables.")
-    made = chosen_tables(name, scale, specs, frame_of(records))
+    made = chosen_tables(name, scale, specs, frame_of(seeds_of(name, records)))
     return {kind: with_unchosen(table, name, scale) if "strength" in table else table for kind, table in made.items()}
 
 
@@ -290,6 +297,8 @@ def chosen_tables(name: str, scale: str, specs: list[RunSpec], frame: pd.DataFra
         beside = papers[hgsr if name == "3_hgsr_pruning" else ~hgsr & papers["pruned_accuracy"].notna()]
         cut = cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)
         return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": beside}
+    if name == catalogue.FIRM:
+        return {"runs": cells(bases, frame, ARM, [*SPARSE, "cut_30_test_accuracy"])}
     if name == "4_ffr_flow":
         usual = [s for s in bases if plain_of(s) in catalogue.BASES[scale].values()]
         varied = {(arm_of(s), *strengths_of(s)) for s in bases if s not in usual}

@@ -1,0 +1,104 @@
+"""How firm the conclusions of H1, F1 and F4 are: on fresh seeds, and where the strengths are chosen by another rule.
+
+Of these only the test on fresh seeds has a verdict, its own; a claim's verdict hangs on none (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from ffrlib import catalogue, decide, tables
+from ffrlib.claims import EQUAL_ACCURACY, SPARSER, WEIGHTS, by_seed, compare
+from ffrlib.spec import RunSpec, key
+from ffrlib.tables import NOT_REACHED, arm_of, arms, covered, interval
+
+CLAIMS = next(e.claims for e in catalogue.EXPERIMENTS if e.name == catalogue.FIRM)
+ASKED = {claim: [(a, b) for a, b, measure, _ in EQUAL_ACCURACY[claim] if measure == WEIGHTS] for claim in CLAIMS}
+LOST = (0.5, 1.0, 2.0, 3.0)  # points of validation accuracy that a choice may cost; the protocol's is 1
+CUT = "cut_30_test_accuracy"  # tells channels apart where the removable share is at its floor
+
+
+def lead(name: str, differences: pd.Series) -> dict:
+    """{column: mean, and its limits} of paired differences, in points; `not reached` where there is no pair."""
+    shown = interval(differences) if len(differences) else [NOT_REACHED] * 3
+    return dict(zip((name, f"{name} low", f"{name} high"), shown))
+
+
+def interpolated(frame: pd.DataFrame, keys: list[str], plain: str, lost: float) -> pd.Series:
+    """Removable weights of an arm in points, by seed, where its mean validation accuracy is `lost` points below that of
+    the run with key `plain`: linear between the two strengths (`keys`, ascending; the plain net is strength 0) between
+    which it first gets there. Empty where it never does."""
+    arm = covered(frame[frame["status"] == "finished"], keys)
+    stored = [plain, *(k for k in keys if k in set(arm["key"]))]
+    rows = frame[frame["key"].isin(stored) & frame["seed"].isin(arm["seed"])]
+    accuracy = rows.groupby("key")["validation_accuracy"].mean()
+    for near, far in zip(stored, stored[1:]):
+        here, there = (accuracy[plain] - accuracy[k] for k in (near, far))
+        if here <= lost < there:
+            share = (lost - here) / (there - here)
+            return ((1 - share) * by_seed(rows, near, WEIGHTS) + share * by_seed(rows, far, WEIGHTS)).dropna()
+    return pd.Series(dtype=float)
+
+
+def without_a_choice(frame: pd.DataFrame, keys: list[str], plain: str) -> pd.Series:
+    """Removable weights in points, by seed: the mean over all strengths of an arm that may be chosen."""
+    whole = [k for k in keys if k in set(covered(frame, keys)["key"])]
+    within = [k for k in whole if tables.chosen_strength(frame, [k], plain, WEIGHTS)]
+    return pd.DataFrame({k: by_seed(frame, k, WEIGHTS) for k in within}, dtype=float).dropna().mean(axis=1)
+
+
+def by_choice(frame: pd.DataFrame, keys: list[str], plain: str) -> dict[str, pd.Series]:
+    """Removable weights of an arm in points, by seed, for each rule of choosing its strength: {column: values}."""
+    chosen = {held: tables.chosen_strength(frame, keys, plain, WEIGHTS, held) for held in LOST}
+    found = {f"lead within {held:g}": by_seed(frame, best or "", WEIGHTS) for held, best in chosen.items()}
+    found["lead without a choice"] = without_a_choice(frame, keys, plain)
+    return found | {"lead at 1 point lost": interpolated(frame, keys, plain, 1.0)}
+
+
+def other_choices(scale: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The leads in removable weights of each part of H1, F1 and F4, where a choice may cost other amounts than a point,
+    without any choice, and between strengths, at exactly a point lost (the plain net is compared as it is)."""
+    rows = []
+    for claim in CLAIMS:
+        grids = arms(tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", scale))
+        for net in (catalogue.HGSR_NETS if claim == "H1" else catalogue.FFR_NETS)[scale]:
+            base = catalogue.BASES[scale][net]
+            for pair in ASKED[claim]:
+                keys = [grids.get((base, arm), []) for arm in pair]
+                first, second = (by_choice(frame, own, key(base)) for own in keys)
+                if pair[1] == "plain":
+                    second = dict.fromkeys(first, by_seed(frame, key(base), WEIGHTS))
+                row = {"claim": claim, "net": tables.LABELS["net"](base), "part": " - ".join(pair)}
+                for name in first:
+                    row |= lead(name, (first[name] - second[name]).dropna())
+                rows.append(row | {"keys": " ".join(dict.fromkeys([*keys[0], *keys[1], key(base)]))})
+    return pd.DataFrame(rows)
+
+
+def confirmation(scale: str, usual: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
+    """Each part of H1, F1 and F4 in weights on fresh seeds alone, at the strengths that were chosen before, beside its
+    effect on the `usual` seeds that chose them; and on the fresh ones the lead in accuracy with 30 % of the channels
+    cut. No row where no strength was frozen."""
+    cells: dict[RunSpec, dict[str, str]] = {}
+    for spec in tables.unseeded(catalogue.FIRM, scale):
+        cells.setdefault(tables.plain_of(spec), {})[arm_of(spec)] = key(spec)
+    rows = []
+    for base, cell in cells.items():
+        for claim in CLAIMS:
+            pairs = [(cell[a], cell[b], f"{a} - {b}") for a, b in ASKED[claim]]
+            parts = [compare(fresh, a, b, WEIGHTS, SPARSER, name) for a, b, name in pairs]
+            for (a, b, name), part, judged in zip(pairs, parts, decide.judge(parts)):
+                row = {"claim": claim, "net": tables.LABELS["net"](base), "part": name}
+                row |= lead("lead before", compare(usual, a, b, WEIGHTS, SPARSER, name).differences)
+                row |= lead("lead", part.differences) | {"n": judged["n"], "verdict": judged["verdict"]}
+                row |= lead("lead with 30 % of the channels cut", compare(fresh, a, b, CUT, SPARSER, name).differences)
+                rows.append(row | {"keys": f"{a} {b}"})
+    return pd.DataFrame(rows)
+
+
+def firm_tables(scale: str, records: list[dict]) -> dict[str, pd.DataFrame]:
+    """The tables of the last experiment from all records of a scale, without those that have no row."""
+    usual, fresh = (tables.frame_of(tables.seeds_of(name, records)) for name in ("", catalogue.FIRM))
+    made = {"confirmation": confirmation(scale, usual, fresh), "other_choices": other_choices(scale, usual)}
+    made |= tables.experiment_tables(catalogue.FIRM, scale, tables.counted(records, scale, catalogue.FIRM))
+    return {name: table for name, table in made.items() if len(table)}
