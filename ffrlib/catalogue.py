@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, product
 
 from ffrlib.files import REPOSITORY
@@ -52,25 +52,11 @@ CHANNEL_SCORES = (
 FEW_SCORES = ("l1_norm", "bn_scale", "geometric_median", "taylor", "random")
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment of the companion, made by the notebook of the same name under notebooks/experiments/."""
-
-    name: str
-    title: str
-    claims: tuple[str, ...]
-
-
-EXPERIMENTS = (
-    Experiment("1_hgsr_criteria", "HGSR: accuracy against sparsity for each criterion", ("H1",)),
-    Experiment("2_hgsr_structure", "HGSR: by layer, grouping and number of channels", ("H2",)),
-    Experiment("3_hgsr_pruning", "HGSR follow-up: pruning by loss increase", ("H3", "H4")),
-    Experiment("4_ffr_flow", "FFR: none, control, length, curvature, both", ("F1", "F2", "F4")),
-    Experiment("5_ffr_pruning", "FFR: pruned nets beside baselines", ("F3",)),
-    Experiment("6_ffr_readings", "FFR: the open readings of the method", ("F1", "F2", "F4")),
-    Experiment("7_both_papers", "Both papers on the same nets, apart and together", ("H1", "F4")),
-    Experiment("8_how_firm", "How firm the conclusions are: fresh seeds, other choices", ("H1", "F1", "F4")),
-)
+CLAIMS = {  # experiment, made by the notebook of the same name under notebooks/experiments -> what it speaks to
+    "1_hgsr_criteria": ("H1",), "2_hgsr_structure": ("H2",), "3_hgsr_pruning": ("H3", "H4"),
+    "4_ffr_flow": ("F1", "F2", "F4"), "5_ffr_pruning": ("F3",), "6_ffr_readings": ("F1", "F2", "F4"),
+    "7_both_papers": ("H1", "F4"), "8_how_firm": ("H1", "F1", "F4"),
+}  # fmt: skip
 
 
 def strengths(scale: str, net: str, arm: str) -> list[float]:
@@ -270,8 +256,8 @@ def unchosen(name: str, scale: str) -> list[tuple[str, str]]:
         "3_hgsr_pruning": product(CUT_BY_LOSS[scale], [HSQ_GL12]), "4_ffr_flow": product(ffr, FLOW_ARMS),
         "5_ffr_pruning": chain(product(ffr, (*penalised, "network_slimming")),
                                product(["resnet56"] * (scale == "laptop"), (*penalised, HSQ_GL12))),
-        "6_ffr_readings": product(ffr[:1], ["both"]), "7_both_papers": product(ffr[:1], TOGETHER[scale]),
-        "8_how_firm": (),
+        "6_ffr_readings": product(ffr[:1], ["both"]),
+        "7_both_papers": product(ffr[:1], ("control", "both", *TOGETHER[scale])), "8_how_firm": (),
     }  # fmt: skip
     return [(net, arm) for net, arm in asked[name] if not strengths(scale, net, arm)]
 

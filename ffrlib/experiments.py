@@ -31,9 +31,11 @@ def needed(name: str, scale: str, seeds: int = 0) -> list[RunSpec]:
     if os.environ.get("FFR_AHEAD") == scale and not sampling():  # one pool, started once, no core idle at its end
         return catalogue.specs(scale, seeds=seeds)
     specs = catalogue.specs(scale, name, seeds)
-    keys = list(dict.fromkeys(key(spec) for spec in specs))
+    if not sampling():
+        return specs
+    keys, two = list(dict.fromkeys(key(spec) for spec in specs)), sorted({spec.seed for spec in specs})[:2]
     sample = {keys[0], keys[len(keys) // 2]}
-    return [spec for spec in specs if key(spec) in sample and spec.seed < 2] if sampling() else specs
+    return [spec for spec in specs if key(spec) in sample and spec.seed in two]
 
 
 def records(name: str, scale: str) -> list[dict]:
@@ -46,7 +48,7 @@ def records(name: str, scale: str) -> list[dict]:
 
 def verdict_table(name: str, scale: str) -> pd.DataFrame:
     """What the protocol's rules say of an experiment's claims: a row a claim and net, effects in points."""
-    claims = next(e.claims for e in catalogue.EXPERIMENTS if e.name == name)
+    claims = catalogue.CLAIMS[name]
     found = verdicts.verdicts(store.load_all(scale=scale)[0])
     found = [v | (v["effect"] or {"part": ""}) for v in found if v["claim"] in claims and v["scale"] == scale]
     shown = {"claim": "claim", "net": "net", "verdict": "verdict", "part": "weakest part", "mean": "effect (points)",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,8 @@ from matplotlib.figure import Figure
 from ffrlib import tables
 from ffrlib.catalogue import middle, strengths
 from ffrlib.files import results_folder, write_atomically
-from ffrlib.spec import CRITERIA, key
+from ffrlib.scales import BASES
+from ffrlib.spec import CRITERIA, RunSpec, key
 
 BLUE, RED, GREEN, GOLD, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#00805E", "#B87A00", "#B4558A", "#767676", "#000000"
 STYLE = {
@@ -33,6 +35,7 @@ FORMS = {  # prefix of a family's criterion -> look: name, colour, line, marker
     "hierarchical_squared_": ("squared", RED, "--", "s"),
     "hierarchical_square_rooted_": ("sq-rooted", GREEN, ":", "^"),
 }
+LEADS = ((GREY, "o"), (BLUE, "s"), (RED, "^"), (GREEN, "v"), (PINK, "D"))  # colours and markers of `leads`
 LOOKS = {"plain": ("plain", BLACK, "-", "*"), "control": ("control", GOLD, "--", "s"),
          "length": ("length", GREEN, ":", "^"), "curvature": ("curvature", PINK, "-.", "v"),
          "both": ("both", BLUE, "-", "o")}  # fmt: skip
@@ -59,13 +62,19 @@ AXES = PERCENT | {
 
 
 # -- from records to points --------------------------------------------------------------------------------------------
+def net_name(spec: RunSpec) -> str:
+    """A run's net as the catalogue calls it, e.g. `vgg16_cifar100`; its model's name where it has no other."""
+    what = attrgetter("data", "model", "shortcut")
+    return next((name for name, base in BASES[spec.scale].items() if what(base) == what(spec)), spec.model)
+
+
 def rows(records: list[dict]) -> pd.DataFrame:
     """One row a finished record: `tables.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, width
-    and amount as numbers: a strength is that of the strongest penalty), the model's name and the record itself."""
+    and amount as numbers: a strength is that of the strongest penalty), the net's name and the record itself."""
     done = [r for r in records if r["status"] == "finished"]
     labels = tables.LABELS | {
         "strength": lambda s: max(tables.strengths_of(s), default=0.0), "amount": lambda s: s.pruning.amount,
-        "width": lambda s: s.width, "model": lambda s: s.model,
+        "width": lambda s: s.width, "model": net_name,
     }  # fmt: skip
     labels = {name: [read(r["spec"]) for r in done] for name, read in labels.items()}
     frame = tables.frame_of(done).assign(**labels, record=done)
@@ -79,7 +88,7 @@ def at_middle(frame: pd.DataFrame) -> pd.DataFrame:
 
     def centre(own: pd.DataFrame) -> float:
         spec, present = own["record"].iloc[0]["spec"], sorted(set(own["strength"]))
-        chosen = middle(strengths(spec.scale, spec.model, own["arm"].iloc[0]))
+        chosen = middle(strengths(spec.scale, net_name(spec), own["arm"].iloc[0]))
         return (chosen if chosen and chosen[0] in present else middle(present))[0]
 
     groups = [own[own["strength"] == centre(own)] for _, own in frame.groupby(["net", "arm"])]
@@ -245,6 +254,26 @@ def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
     ax.set_yticks(range(len(table)), map(short, table.index), fontsize=8)
     ax.set_xlabel("convolution, from input to output: weights with |w| < 0.001 (%)")
     ax.grid(False)
+    return fig
+
+
+def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
+    """The leads of a table of `ffrlib.firmness`, a row a part: for each of {column: name} its mean and 95 % interval;
+    those right of the dashed line are large enough to matter."""
+    use_style()
+    fig = Figure(figsize=(6.4, 0.9 + 0.15 * (1 + len(columns)) * len(table)))
+    ax = fig.subplots()
+    for k, ((column, name), (colour, marker)) in enumerate(zip(columns.items(), LEADS)):
+        own = table[[column, f"{column} low", f"{column} high"]].apply(pd.to_numeric, errors="coerce")
+        mean, low, high = own.to_numpy().T
+        y = np.arange(len(table)) + 0.7 * ((k + 0.5) / len(columns) - 0.5)
+        ax.errorbar(mean, y, xerr=(mean - low, high - mean), fmt=marker, color=colour, label=name, linewidth=1.2)
+    ax.axvline(0, color=BLACK, linewidth=0.8)
+    ax.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
+    ax.set_yticks(range(len(table)), [f"{c}: {short(p)}" for c, p in zip(table["claim"], table["part"])])
+    ax.invert_yaxis()
+    ax.set_xlabel(label)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.75 / fig.get_size_inches()[1]), ncols=3, frameon=False)
     return fig
 
 

@@ -12,7 +12,7 @@ from ffrlib.claims import EQUAL_ACCURACY, SPARSER, WEIGHTS, by_seed, compare
 from ffrlib.spec import RunSpec, key
 from ffrlib.tables import NOT_REACHED, arm_of, arms, covered, interval
 
-CLAIMS = next(e.claims for e in catalogue.EXPERIMENTS if e.name == catalogue.FIRM)
+CLAIMS = catalogue.CLAIMS[catalogue.FIRM]
 ASKED = {claim: [(a, b) for a, b, measure, _ in EQUAL_ACCURACY[claim] if measure == WEIGHTS] for claim in CLAIMS}
 LOST = (0.5, 1.0, 2.0, 3.0)  # points of validation accuracy that a choice may cost; the protocol's is 1
 CUT = "cut_30_test_accuracy"  # tells channels apart where the removable share is at its floor

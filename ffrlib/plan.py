@@ -47,14 +47,14 @@ def image_seconds(records: list[dict]) -> dict[tuple, float]:
     found: dict[tuple, list[float]] = {}
     for record in records:
         s = record["spec"]
-        if s.pruning.score == "none" and s.recipe.epochs:
+        if s.pruning.score == "none" and s.recipe.epochs and record["status"] == "finished":
             found.setdefault(PLACE(s), []).append(record["provenance"]["seconds"] / s.recipe.epochs / images(s))
     return {place: statistics.median(seconds) for place, seconds in found.items()}
 
 
-def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
+def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int = 0) -> str:
     """What would run, and how many minutes it takes at the speeds that the records of this scale measured, or those of
-    all scales where this one has none; and how many the whole would have taken.
+    all scales where this one has none; and how many the whole would have taken. `seeds`: as in `catalogue.specs`.
 
     A net without a record is priced by its MACs, at the speed of the net nearest in MACs (on the same set, if any).
     """
@@ -66,7 +66,8 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
     seen = set()
     for name in [experiment] if experiment else catalogue.RUNS:
         minutes, guessed, unknown, count = 0.0, set(), set(), 0
-        for spec in catalogue.specs(scale, name):
+        own = catalogue.specs(scale, name, seeds)
+        for spec in own:
             if spec in seen:
                 continue
             seen.add(spec)
@@ -77,7 +78,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
                 rate[place] = known[near] * macs / sizes[near] if near else math.nan
             took = work(spec) * rate[place] / 60 / workers
             whole += took
-            if store.record_path(spec).exists():
+            if store.current(spec):
                 continue
             count += 1
             if math.isfinite(took):
@@ -86,7 +87,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1) -> str:
             else:
                 unknown.add(spec.model)
         total += minutes
-        lines.append(f"{name:18} {count:4} of {len(catalogue.specs(scale, name)):4} runs to make, {minutes:7.1f} min")
+        lines.append(f"{name:18} {count:4} of {len(own):4} runs to make, {minutes:7.1f} min")
         groups = itertools.groupby(catalogue.unchosen(name, scale), key=lambda pair: pair[0])
         lacking = "; ".join(f"{net}: {', '.join(arm for _, arm in pairs)}" for net, pairs in groups)
         for what, names in (("priced by MACs", guessed), ("not priced, no record tells the speed", unknown)):

@@ -7,7 +7,9 @@ import re
 from itertools import product
 from pathlib import Path
 
-from ffrlib import rendering, tables
+import pandas as pd
+
+from ffrlib import catalogue, rendering, tables
 from ffrlib.files import REPOSITORY
 from ffrlib.spec import SCALES, require
 
@@ -29,12 +31,9 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
     for scale, runs in own.items():
         seconds = sum(r["provenance"]["seconds"] for r in runs)
         out |= {f"{scale}.records": str(len(runs)), f"{scale}.minutes": f"{seconds / 60:.0f}"}
-    made = {
-        (scale, name): tables.experiment_tables(name, scale, own[scale])
-        for scale, name in product(SCALES, dict.fromkeys(name for name, _ in CITED))
-    }
+    made = {scale: rendering.tables_of(scale, own[scale]) for scale in SCALES}
     for scale, (experiment, kind) in product(SCALES, CITED):
-        for row in made[scale, experiment][kind].to_dict("records"):
+        for row in made[scale][experiment][kind].to_dict("records"):
             place = [scale, row["net"], row["arm"], *([] if kind == "strengths" else [kind])]
             place += [row[n] or "default" for n in NAMED.get(kind, ())]
             wanted = row["n"] and (kind != "strengths" or row["arm"] == "plain" or "weights" in row["chosen for"])
@@ -47,6 +46,12 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
                 shown = f"{100 * value:.1f}" if share else rendering.text(metric, value)
                 name = ".".join([*place, metric]).replace(", ", "_").replace(" ", "_")
                 require(out.setdefault(name, shown) == shown, f"the value {name}", shown, f"only {out[name]}")
+    for scale, kind in product(SCALES, ("confirmation", "other_choices")):
+        for row in made[scale][catalogue.FIRM].get(kind, pd.DataFrame()).to_dict("records"):
+            place = f"{scale}.{row['net']}.{kind}.{row['claim']}.{row['part']}".replace(" - ", "-").replace(" ", "_")
+            leads = {n.replace(" ", "_"): f"{x:.1f}" for n, x in row.items() if isinstance(x, float) and x == x}
+            out |= {f"{place}.{n}": x for n, x in leads.items()} | {f"{place}.n": str(row.get("n", ""))}
+            out |= {f"{place}.verdict": row["verdict"]} if "verdict" in row else {}
     for v in found:
         place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")
         out |= {f"{place}.verdict": v["verdict"], f"{place}.runs_needed": str(v["runs_needed"])}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import catalogue
+from ffrlib import catalogue, firmness
 from ffrlib.files import results_folder, write_atomically
 from ffrlib.tables import NOT_CHOSEN, NOT_REACHED, NOT_RUN, experiment_tables
 
@@ -17,6 +17,10 @@ NOTES = {  # what a reader of a table must know beside it
                       "no such net exists. Decides nothing.",
     "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
            "the same row. Quiet ones: results/benchmarks/latency.md.",
+    "confirmation": " Leads in points: of removable weights, before (on the seeds that chose the strengths) and on n "
+                    "fresh seeds, of which the verdict is; and of test accuracy with channels cut and no fine-tuning.",
+    "other_choices": " Leads in points of removable weights, with strengths chosen by other rules than the protocol's "
+                     "(within 1). Decides nothing.",
 }  # fmt: skip
 
 
@@ -61,5 +65,11 @@ def write(tables: dict[str, pd.DataFrame], experiment: str, scale: str, root: Pa
 
 def write_all(scale: str, records: list[dict], root: Path | None = None) -> list[Path]:
     """Writes all tables of a scale, from its records among `records`."""
-    own = [r for r in records if r["scale"] == scale]
-    return [p for name in catalogue.RUNS for p in write(experiment_tables(name, scale, own), name, scale, root)]
+    own = tables_of(scale, [r for r in records if r["scale"] == scale])
+    return [path for name, made in own.items() for path in write(made, name, scale, root)]
+
+
+def tables_of(scale: str, records: list[dict]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Experiment -> its tables, from the records of a scale."""
+    found = {name: experiment_tables(name, scale, records) for name in catalogue.RUNS if name != catalogue.FIRM}
+    return found | {catalogue.FIRM: firmness.firm_tables(scale, records)}

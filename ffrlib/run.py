@@ -258,6 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", default="quick", help="quick, laptop or paper")
     parser.add_argument("--experiment", default="", help="only this experiment of the catalogue")
     parser.add_argument("--model", default="", help="only runs of this net")
+    parser.add_argument("--seeds", type=int, default=0, help="seeds of each run; default: the scale's own number")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly before this many minutes")
     parser.add_argument("--device", default="", help="cpu or cuda; default: a GPU for the paper scale if there is one")
     parser.add_argument("--workers", type=int, default=0, help="processes on a CPU; default: one a core")
@@ -269,10 +270,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.plan:
-            return print(plan.plan(given.scale, given.experiment or None, given.workers or cores()))
+            return print(plan.plan(given.scale, given.experiment or None, given.workers or cores(), given.seeds))
         if given.deterministic:
             deterministic()
-        specs = [s for s in catalogue.specs(given.scale, given.experiment or None) if given.model in ("", s.model)]
+        specs = catalogue.specs(given.scale, given.experiment or None, given.seeds)
+        specs = [s for s in specs if given.model in ("", s.model)]
         if given.out:  # what the main store holds need not be made again
             specs = [s for s in specs if store.current(s) is None]
             bring_bases(specs, given.out)
@@ -281,8 +283,9 @@ def main(arguments: list[str] | None = None) -> None:
         if given.out:
             pack(given.out, "records.tar.gz", "runs")
             pack(given.out, "checkpoints.tar.gz", "cache/checkpoints")
-            every = (s for s in catalogue.specs(given.scale, None) if s != base_of(s))  # those of other calls, too
-            to_come = {base_of(s) for s in every if not (store.current(s) or store.current(s, given.out))}
+            every = catalogue.specs(given.scale, None, given.seeds)  # those of other calls, too
+            cuts = [s for s in every if s != base_of(s)]
+            to_come = {base_of(s) for s in cuts if not (store.current(s) or store.current(s, given.out))}
             pack(given.out, "weights.tar.gz", "cache/weights", {cache_path("weights", b, given.out) for b in to_come})
         print(summary)
     except KeyboardInterrupt:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from ffrlib import catalogue, models
+from ffrlib import catalogue, jobs, models
 from ffrlib.files import REPOSITORY
 from ffrlib.scales import FRESH
 from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, choose, key
@@ -137,11 +136,7 @@ def counterpart(criterion: str) -> str:
     return criterion.split("squared_")[-1].split("square_rooted_")[-1] if criterion.startswith("hierarchical_") else ""
 
 
-@functools.lru_cache(maxsize=4096)  # making a spec validates it, which costs milliseconds
-def plain_of(spec: RunSpec) -> RunSpec:
-    """The same net and recipe without penalties and cut."""
-    bare = RunSpec()
-    return replace(spec, weight=bare.weight, flow=bare.flow, activation=bare.activation, pruning=bare.pruning)
+plain_of = functools.lru_cache(maxsize=4096)(jobs.plain)  # making a spec validates it, which costs milliseconds
 
 
 def uncut(spec: RunSpec) -> bool:
@@ -298,7 +293,7 @@ def chosen_tables(name: str, scale: str, specs: list[RunSpec], frame: pd.DataFra
         cut = cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)
         return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": beside}
     if name == catalogue.FIRM:
-        return {"runs": cells(bases, frame, ARM, [*SPARSE, "cut_30_test_accuracy"])}
+        return {"runs": cells(bases, frame, ARM, [*SPARSE, "cut_30_test_accuracy"])} if bases else {}
     if name == "4_ffr_flow":
         usual = [s for s in bases if plain_of(s) in catalogue.BASES[scale].values()]
         varied = {(arm_of(s), *strengths_of(s)) for s in bases if s not in usual}

@@ -17,9 +17,12 @@ from ffrlib import catalogue, prose, store, tables
 from ffrlib.claims import Part, against_baselines, at_equal_accuracy, crossing, cut_by_loss
 from ffrlib.decide import MOST, PAIRS, judge
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
+from ffrlib.scales import HGSR_NETS
 from ffrlib.spec import SCALES
 
-UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("tiny_imagenet",))]
+UNTRIED = [*product(("F1", "F2"), ("vgg16", "resnet56"), ("tiny_imagenet",)),
+           *product(("H1",), HGSR_NETS["paper"], ("cifar100", "stl10")),
+           *product(("H2",), ("all nets and widths",), ("cifar100", "stl10"))]  # fmt: skip
 
 
 def conclude(claim: str, judged: list[dict]) -> str:

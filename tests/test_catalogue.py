@@ -20,8 +20,8 @@ def _full_grids(monkeypatch, results):
 
 
 def test_experiments_and_their_runs_belong_together():
-    assert [e.name for e in catalogue.EXPERIMENTS] == list(catalogue.RUNS)
-    claims = {claim for e in catalogue.EXPERIMENTS for claim in e.claims}
+    assert list(catalogue.CLAIMS) == list(catalogue.RUNS)
+    claims = {claim for own in catalogue.CLAIMS.values() for claim in own}
     assert claims == {"H1", "H2", "H3", "H4", "F1", "F2", "F3", "F4"}
 
 
@@ -40,7 +40,7 @@ def test_each_run_stands_once_and_has_a_file_of_its_own(scale):
 def test_plain_runs_come_before_what_is_compared_with_them(scale, name):
     runs = catalogue.specs(scale, name)
     place = {s: k for k, s in enumerate(runs)}
-    assert runs, "an experiment without runs"
+    assert runs or (name == catalogue.FIRM and scale != "quick"), "an experiment without runs"
     for s, k in place.items():
         if s.pruning != Pruning() and base_of(s) in place:
             assert place[base_of(s)] < k

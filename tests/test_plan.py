@@ -45,7 +45,7 @@ def test_a_net_without_a_record_is_priced_by_its_macs(monkeypatch):
     assert sizes == [40551040, 125485696]
     keep(small, 60)
     later = replace(large, pruning=Pruning("l1_norm", "macs_share", 0.5, epochs=1))
-    monkeypatch.setattr(catalogue, "specs", lambda scale, name: [small, large, later])
+    monkeypatch.setattr(catalogue, "specs", lambda scale, name, seeds=0: [small, large, later])
     text = told("laptop", "5_ffr_pruning")
     measured = (
         jobs.FORWARD * measure.passes(10000, 5000) + (10000 + 2 * 0.5 * 15000) * 0.4
@@ -55,7 +55,7 @@ def test_a_net_without_a_record_is_priced_by_its_macs(monkeypatch):
 
 def test_a_scale_without_records_is_priced_by_the_others(monkeypatch):
     small, large = catalogue.BASES["laptop"]["resnet20"], catalogue.BASES["paper"]["resnet20"]
-    monkeypatch.setattr(catalogue, "specs", lambda scale, name: [large, replace(large, data="cifar100")])
+    monkeypatch.setattr(catalogue, "specs", lambda scale, name, seeds=0: [large, replace(large, data="cifar100")])
     assert "no record tells the speed: resnet20" in told("paper", "4_ffr_flow")
     keep(small, 60)  # a minute for 20,000 images
     text = told("paper", "4_ffr_flow")

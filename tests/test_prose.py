@@ -82,6 +82,7 @@ GIVEN = {
     "5_ffr_pruning": {"95": "interval", "64": "batch"},
     "6_ffr_readings": {"95": "interval"},
     "7_both_papers": {"95": "interval"},
+    "8_how_firm": {"95": "interval", "15": "fresh seeds", "30": "share cut", "0.5": "tolerance"},
 }
 NUMBER = re.compile(r"(?<![\w./-])\d+(?:[.,]\d+)*(?![\w/-])")
 

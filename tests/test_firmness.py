@@ -1,0 +1,92 @@
+"""The confirmation and the other choices on fabricated records; nothing is trained here."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_tables import PLAIN, keep
+
+from ffrlib import catalogue, claims, firmness, rendering, tables
+from ffrlib.scales import FRESH
+from ffrlib.spec import key
+from ffrlib.tables import NOT_REACHED
+
+FROZEN = tables.unseeded(catalogue.FIRM, "quick")
+
+
+def frame(**arms):
+    """Two seeds of each arm: {key: (validation accuracies, removable shares)}."""
+    rows = [
+        {"key": name, "seed": seed, "status": "finished", "validation_accuracy": a, "removable_weight_share": s}
+        for name, (accuracies, shares) in arms.items()
+        for seed, (a, s) in enumerate(zip(accuracies, shares))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_between_two_strengths_by_hand():
+    runs = frame(plain=((97, 95), (0.3, 0.2)), weak=((96.8, 95.2), (0.4, 0.4)), strong=((94, 94), (0.8, 0.6)))
+    # a point lost lies half way between weak (mean 96, nothing lost) and strong (mean 94, two lost)
+    found = firmness.interpolated(runs, ["weak", "strong"], "plain", 1.0)
+    assert found.to_dict() == pytest.approx({0: 60.0, 1: 50.0})
+    assert firmness.interpolated(runs, ["weak", "strong"], "plain", 2.5).empty
+    # from the plain net on, where already the weakest strength costs more
+    found = firmness.interpolated(runs, ["strong"], "plain", 0.5)
+    assert found.to_dict() == pytest.approx({0: 100 * (0.75 * 0.3 + 0.25 * 0.8), 1: 100 * (0.75 * 0.2 + 0.25 * 0.6)})
+
+
+def test_without_a_choice_is_the_mean_of_what_may_be_chosen():
+    runs = frame(plain=((97, 97), (0, 0)), a=((97, 97), (0.2, 0.4)), b=((96, 96), (0.4, 0.8)), c=((90, 90), (1, 1)))
+    assert firmness.without_a_choice(runs, ["a", "b", "c"], "plain").to_dict() == pytest.approx({0: 30.0, 1: 60.0})
+
+
+def test_a_point_is_the_choice_of_the_protocol():
+    """`lead within 1` is what the verdicts are made of."""
+    records, random = [], np.random.default_rng(0)
+    for spec in tables.unseeded("4_ffr_flow", "quick"):
+        for seed in range(3):
+            numbers = {"validation_accuracy": 97 - random.uniform(0, 2), "removable_weight_share": random.uniform()}
+            records.append({"key": key(spec), "seed": seed, "status": "finished", **numbers})
+    runs = pd.DataFrame(records).assign(removable_channel_share=0.5)
+    made = firmness.other_choices("quick", runs).set_index(["claim", "part"])
+    for claim in ("F1", "F4"):
+        parts = [p for p in claims.at_equal_accuracy(runs, PLAIN, claim) if p.name.endswith("weight_share")]
+        for part in parts:
+            row = made.loc[(claim, part.name.split(",")[0])]
+            shown = [row[f"lead within 1{limit}"] for limit in ("", " low", " high")]
+            assert shown == pytest.approx(tables.interval(part.differences) if len(part.differences) else NOT_REACHED)
+
+
+def test_every_arm_is_frozen_at_a_strength_of_its_grid():
+    asked = {arm for pairs in firmness.ASKED.values() for pair in pairs for arm in pair}
+    assert {tables.arm_of(s) for s in FROZEN} >= asked and len(FROZEN) == len({tables.arm_of(s) for s in FROZEN})
+    grids = {s for name in ("1_hgsr_criteria", "4_ffr_flow") for s in tables.unseeded(name, "quick")}
+    assert set(FROZEN) <= grids
+
+
+def test_fresh_seeds_stand_alone(tmp_path):
+    """What is confirmed comes from fresh seeds alone, and no other table has them."""
+    records = []
+    for spec in FROZEN:
+        squared = spec.weight.name == catalogue.HSQ_GL12
+        for seed in (0, 1, *FRESH[:6]):
+            share = (0.2 if seed in FRESH else 0.7) + 0.4 * squared + 0.0001 * (seed % 7)
+            records.append(keep(tmp_path, replace(spec, seed=seed), removable_weight_share=share,
+                                cut_30_test_accuracy=50.0 + 5 * squared))  # fmt: skip
+    made = firmness.firm_tables("quick", records)
+    rows = made["confirmation"].set_index("part")
+    row = rows.loc[f"{catalogue.HSQ_GL12} - group_l12"]
+    assert (row["n"], row["verdict"]) == (6, "supported") and row["lead"] == pytest.approx(40)
+    assert row["lead before"] == pytest.approx(40) and row["lead with 30 % of the channels cut"] == pytest.approx(5)
+    assert set(rows["verdict"].drop(row.name)) == {"undecided"} and len(rows) == 10
+    assert set(made["runs"]["n"]) == {6} and made["runs"]["removable_weight_share"].max() < 0.65
+    strengths = tables.experiment_tables("1_hgsr_criteria", "quick", records)["strengths"]
+    assert set(strengths["n"]) == {0, 2}
+    assert {len(tables.counted(records, "quick", n)) for n in ("1_hgsr_criteria", catalogue.FIRM)} == {22, 90}
+
+
+def test_a_scale_where_nothing_was_frozen_has_no_confirmation(tmp_path):
+    made = firmness.firm_tables("laptop", [])
+    assert list(made) == ["other_choices"] and set(made["other_choices"]["lead within 1"]) == {NOT_REACHED}
+    assert all(path.stat().st_size for path in rendering.write(made, catalogue.FIRM, "laptop", tmp_path))
