@@ -13,6 +13,7 @@ PY := .venv/bin/python
 ENVIRONMENT := .venv/installed
 endif
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+SPREAD := -n logical --maxprocesses 4 --dist loadfile
 NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/explore.ipynb notebooks/lessons)
 
 .DEFAULT_GOAL := help
@@ -46,8 +47,8 @@ replicate: $(ENVIRONMENT)  ## train the quick scale again from nothing and compa
 # One thread for each process: pytest and the kernels start several, and threads beyond the cores slow all down.
 test: export OMP_NUM_THREADS ?= 1
 test: $(ENVIRONMENT)  ## unit tests, the notebooks, the published tables, and a replication of a sample
-	@$(PY) -m pytest -q
-	@$(if $(NOTEBOOKS),$(PY) -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env $(NOTEBOOKS))
+	@$(PY) -m pytest -q $(SPREAD)
+	@$(if $(NOTEBOOKS),$(PY) -m pytest -q $(SPREAD) -p no:cacheprovider --nbval-lax --nbval-current-env $(NOTEBOOKS))
 	@$(PY) -m ffrlib.check
 	@$(PY) -m ffrlib.notebooks sample
 

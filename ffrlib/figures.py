@@ -33,27 +33,29 @@ FAMILIES = {"group lasso": "group_lasso", "exclusive sparsity": "exclusive_spars
 FORMS = {  # prefix of a family's criterion -> look: name, colour, line, marker
     "": ("flat", BLUE, "-", "o"),
     "hierarchical_squared_": ("squared", RED, "--", "s"),
-    "hierarchical_square_rooted_": ("sq-rooted", GREEN, ":", "^"),
+    "hierarchical_square_rooted_": ("√", GREEN, ":", "^"),
 }
 LEADS = ((GREY, "o"), (BLUE, "s"), (RED, "^"), (GREEN, "v"), (PINK, "D"))  # colours and markers of `leads`
 LOOKS = {"plain": ("plain", BLACK, "-", "*"), "control": ("control", GOLD, "--", "s"),
          "length": ("length", GREEN, ":", "^"), "curvature": ("curvature", PINK, "-.", "v"),
-         "both": ("both", BLUE, "-", "o")}  # fmt: skip
+         "both": ("FFR", BLUE, "-", "o")}  # fmt: skip
 BESIDE = {"plain": LOOKS["plain"], "l1": ("L1", GREY, "-.", "v")}  # what HGSR's criteria are drawn with
 OTHERS = [(colour, line, marker) for line, marker in (("-", "D"), ("--", "P"), (":", "X"))
           for colour in (RED, GREY, GREEN, BLUE, PINK, GOLD)]  # fmt: skip
-SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "sq-rooted ", "group_l12": "GL12",
-         "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",", "_": " "}  # fmt: skip
+SHORT = {"hierarchical_squared_": "squared ", "hierarchical_square_rooted_": "√", "group_l12": "GL12",
+         "group_lasso": "GL", "exclusive_sparsity": "ES", "l1": "L1", "l2": "L2", ", from": ",",
+         "both": "FFR", "_": " "}  # fmt: skip
 PERCENT = {  # shares, which are shown in percent
-    "unstructured_sparsity": "weights with |w| < 0.001 (%)", "removable_weight_share": "weights free to go (%)",
-    "removable_channel_share": "channels free to go (%)", "macs_left_share": "MACs left (%)",
+    "unstructured_sparsity": "weights with |w| < 0.001 (%)", "removable_weight_share": "prunable weights (%)",
+    "removable_channel_share": "prunable channels (%)", "macs_left_share": "MACs left (%)",
     "parameters_left_share": "parameters left (%)", "swept_sparsity": "weights below threshold (%)",
 }  # fmt: skip
 AXES = PERCENT | {
     "test_accuracy": "test accuracy (%)", "zeroed_test_accuracy": "test accuracy with\nsmall weights zeroed (%)",
     "cut_50_test_accuracy": "test accuracy with half\nthe channels cut (%)",
     "swept_accuracy": "test accuracy with\nthose zeroed (%)",
-    "cut_test_accuracy": "accuracy after the cut (%)", "validation_accuracy": "validation accuracy (%)",
+    "cut_test_accuracy": "test accuracy after the cut,\nno fine-tuning (%)",
+    "tuned_test_accuracy": "test accuracy after\nfine-tuning (%)", "validation_accuracy": "validation accuracy (%)",
     "cut_30_test_accuracy": "test accuracy with 30 %\nof the channels cut (%)", "activation_mean": "mean activation",
     "flow_length": "length of the flow", "straightness": "straightness (1: straight)",
     "loss": "cross-entropy in training", "width": "width factor",
@@ -78,6 +80,7 @@ def rows(records: list[dict]) -> pd.DataFrame:
     }  # fmt: skip
     labels = {name: [read(r["spec"]) for r in done] for name, read in labels.items()}
     frame = tables.frame_of(done).assign(**labels, record=done)
+    frame["tuned_test_accuracy"] = frame["test_accuracy"]  # what it is for a net that was cut
     for what in ("macs", "parameters"):
         frame[f"{what}_left_share"] = 1 - frame[f"{what}_removed"]
     return frame.assign(**{name: 100 * frame[name] for name in PERCENT if name in frame})
@@ -257,11 +260,29 @@ def layer_sparsity(frame: pd.DataFrame, column: str = "arm") -> Figure:
     return fig
 
 
+def dots(frame: pd.DataFrame, measures: list[str], column: str = "arm") -> Figure:
+    """Mean and 95 % interval of each of `measures` (panels) for each value of `column` (rows); the dotted lines are the
+    plain net's means."""
+    use_style()
+    values = sorted(set(frame[column]), key=place)
+    fig = Figure(figsize=(1.8 + 2.3 * len(measures), 0.9 + 0.22 * max(len(values), 2)), layout="constrained")
+    for ax, measure in zip(fig.subplots(1, len(measures), sharey=True, squeeze=False)[0], measures):
+        for y, value in enumerate(values):
+            mean, low, high = tables.interval(frame.loc[frame[column] == value, measure].dropna())
+            ax.plot(np.clip([low, high], 0, 100), [y, y], color=BLUE, linewidth=2.5, alpha=0.35)
+            ax.plot(mean, y, "*" if value == "plain" else "o", color=BLACK if value == "plain" else BLUE)
+            if value == "plain":
+                ax.axvline(mean, color=BLACK, linestyle=":", linewidth=0.8)
+        ax.set(xlabel=AXES.get(measure, measure), ylim=(len(values) - 0.5, -0.5))
+        ax.set_yticks(range(len(values)), map(short, values))
+    return fig
+
+
 def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
     """The leads of a table of `ffrlib.firmness`, a row a part: for each of {column: name} its mean and 95 % interval;
     those right of the dashed line are large enough to matter."""
     use_style()
-    fig = Figure(figsize=(6.4, 0.9 + 0.15 * (1 + len(columns)) * len(table)))
+    fig = Figure(figsize=(6.4, 0.9 + 0.12 * (1.5 + len(columns)) * len(table)))
     ax = fig.subplots()
     for k, ((column, name), (colour, marker)) in enumerate(zip(columns.items(), LEADS)):
         own = table[[column, f"{column} low", f"{column} high"]].apply(pd.to_numeric, errors="coerce")

@@ -45,7 +45,7 @@ def readme(scale: str) -> Figure:
     records, _ = store.load_all(scale=scale)
     fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
     looks = BESIDE | {"group_lasso": ("group lasso", BLUE, "-", "o"), HSQ_GL12: ("squared GL12", RED, "--", "s")}
-    flow = LOOKS | {"both": ("length + curvature", *LOOKS["both"][1:])}
+    flow = LOOKS | {"both": ("FFR: both terms", *LOOKS["both"][1:])}
     titles = ("penalties on weights", "on the feature flow")
     for ax, name, own, title in zip(axes, FIRST, (looks, flow), titles):
         specs = on_first_net(name, scale)
@@ -69,7 +69,7 @@ def main() -> None:
     """Makes README's picture, of the largest scale at which both papers are `drawable`, and that of the latencies."""
     folder = results_folder()
     scale = next((s for s in reversed(SCALES) if all(drawable(s, name) for name in FIRST)), "quick")
-    alt = f"Test accuracy against the share of weights that can go within a point, HGSR left, FFR right; scale {scale};"
+    alt = f"Test accuracy against the share of prunable weights, HGSR left, FFR right; scale {scale};"
     alt += " strengths that cost over 5 points left out."
     paths = save(readme(scale), "readme", "", alt)
     if (latency := folder / "benchmarks" / "latency.json").exists():

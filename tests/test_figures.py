@@ -149,7 +149,7 @@ def test_arms_have_their_own_looks_and_a_net_without_penalty_is_a_dotted_line(tm
         made.append(record(tmp_path, RunSpec(activation=ActivationControl(strength))))
         made.append(record(tmp_path, RunSpec(flow=FlowPenalty(strength, strength))))
     (ax,) = figures.arms(figures.rows(made), [("strength", "test_accuracy")]).axes
-    assert ax.get_xscale() == "log" and sorted(texts_of(ax)) == ["both", "control"]
+    assert ax.get_xscale() == "log" and sorted(texts_of(ax)) == ["FFR", "control"]
     assert ":" in {line.get_linestyle() for line in ax.lines}
     assert lines_of(ax)[figures.GOLD][:, 0].tolist() == [0.1, 1.0]
 
@@ -354,3 +354,34 @@ def test_strengths_that_cost_too_much_are_left_out():
     assert list(figures.near(frame, 6)["test_accuracy"]) == [90.0, 92.0, 87.0, 84.0]  # by the mean of a strength
     assert list(figures.near(frame, 5)["test_accuracy"]) == [90.0, 92.0]
     assert len(figures.near(frame[2:], 5)) == 3  # nothing to compare with
+
+
+def test_dots_stand_at_the_means_of_their_rows(tmp_path):
+    made = [record(tmp_path, replace(RunSpec(), seed=seed), test_accuracy=90.0 + seed) for seed in range(3)]
+    control = RunSpec(activation=ActivationControl(0.1))
+    made += [record(tmp_path, replace(control, seed=seed), test_accuracy=80.0) for seed in range(2)]
+    ax, other = figures.dots(figures.rows(made), ["test_accuracy", "removable_weight_share"]).axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["plain", "control"] and other.get_ylim() == ax.get_ylim()
+    bars, marks = ([line.get_xdata() for line in ax.lines if line.get_marker() in kind] for kind in (("None",), "*o"))
+    assert [float(x) for (x,) in marks] == [91.0, 80.0]
+    _, low, high = tables.interval([90.0, 91.0, 92.0])
+    assert list(bars[0]) == pytest.approx([low, high]) and list(bars[1]) == [91.0, 91.0] and list(bars[2]) == [80, 80]
+
+
+def test_leads_are_drawn_where_there_are_any():
+    row = {"claim": "F1", "part": "both - plain", "lead": 3.0, "lead low": 1.0, "lead high": 5.0}
+    table = pd.DataFrame([row, row | dict.fromkeys(("lead", "lead low", "lead high"), tables.NOT_REACHED)])
+    (ax,) = figures.leads(table, {"lead": "fresh seeds"}, "points").axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["F1: FFR - plain"] * 2
+    assert ax.get_legend().get_texts()[0].get_text() == "fresh seeds" and ax.get_xlabel() == "points"
+    (bar,) = (c for c in ax.containers)
+    points = np.array(bar.lines[0].get_xydata())
+    assert points[0].tolist() == [3.0, 0.0] and np.isnan(points[1, 0])
+    segment = np.array(bar.lines[2][0].get_segments()[0])
+    assert segment[:, 0].tolist() == [1.0, 5.0]
+
+
+def test_a_net_has_the_name_of_the_catalogue():
+    bases = catalogue.BASES["paper"]
+    assert [figures.net_name(base) for base in bases.values()] == list(bases)
+    assert figures.net_name(RunSpec("cifar100", "resnet32", "B", scale="laptop")) == "resnet32"
