@@ -41,7 +41,7 @@ def seeds_needed(x: np.ndarray, limits: tuple[float, float], parts: int) -> int:
 
 
 def judge(parts: list[Part]) -> list[dict]:
-    """Each part's mean, interval, n, Holm-corrected verdict and the seeds it still needs."""
+    """Each part's mean, interval, n, Holm-corrected verdict and the seeds it still needs (0 where none would help)."""
     up = holm([p_value(p.differences, p.limits[0], True) for p in parts])
     down = holm([p_value(p.differences, p.limits[1], False) for p in parts])
     out = []
@@ -50,7 +50,7 @@ def judge(parts: list[Part]) -> list[dict]:
         mean, low, high = (None if math.isnan(v) else round(v, 3) for v in tables.interval(x))
         verdict, needed = "undecided", 0
         if len(x) >= PAIRS and part.step and (abs(x) <= part.step + 1e-6).all():
-            needed = MOST + 1  # nothing that the measure can see: more seeds do not help
+            needed = 0  # nothing that the measure can see: more seeds do not help
         elif len(x) >= PAIRS and p_up < LEVEL and x.mean() >= part.limits[1]:
             verdict = "undecided" if part.only_refutes else "supported"
         elif len(x) >= PAIRS and p_down < LEVEL:

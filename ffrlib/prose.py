@@ -16,8 +16,10 @@ from ffrlib.spec import SCALES, require
 SHARES = ("_share", "_channels", "_sparsity", "_removed", "_kernels")  # how the names of metrics end that are shares
 CITED = (("1_hgsr_criteria", "strengths"), ("4_ffr_flow", "strengths"), ("3_hgsr_pruning", "cut"),
          ("5_ffr_pruning", "cut"), ("5_ffr_pruning", "before_cut"), ("4_ffr_flow", "recipes"),
-         ("6_ffr_readings", "readings"))  # fmt: skip
-NAMED = {"cut": ("score", "budget", "amount"), "recipes": ("epochs", "weight_decay"), "readings": ("reading",)}
+         ("6_ffr_readings", "readings"), ("7_both_papers", "together"),
+         ("7_both_papers", "equal_budget"))  # fmt: skip
+NAMED = {"cut": ("score", "budget", "amount"), "equal_budget": ("score", "budget", "amount"),
+         "recipes": ("epochs", "weight_decay"), "readings": ("reading",)}  # fmt: skip
 PROSE = ("README.md", "docs/*.md", "notebooks/*.ipynb", "notebooks/*/*.ipynb", "teaching/*.md")
 VALUE = re.compile(r"<!--value:([^>]+?)-->(.*?)<!--/value-->")
 
@@ -50,8 +52,8 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
         for row in made[scale][catalogue.FIRM].get(kind, pd.DataFrame()).to_dict("records"):
             place = f"{scale}.{row['net']}.{kind}.{row['claim']}.{row['part']}".replace(" - ", "-").replace(" ", "_")
             leads = {n.replace(" ", "_"): f"{x:.1f}" for n, x in row.items() if isinstance(x, float) and x == x}
-            out |= {f"{place}.{n}": x for n, x in leads.items()} | {f"{place}.n": str(row.get("n", ""))}
-            out |= {f"{place}.verdict": row["verdict"]} if "verdict" in row else {}
+            out |= {f"{place}.{n}": x for n, x in leads.items()}
+            out |= {f"{place}.{n}": str(row[n]) for n in ("n", "verdict") if n in row}
     for v in found:
         place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")
         out |= {f"{place}.verdict": v["verdict"], f"{place}.runs_needed": str(v["runs_needed"])}

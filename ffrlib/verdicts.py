@@ -105,7 +105,8 @@ def markdown(found: list[dict]) -> str:
     analogue = lambda v: ", an analogue" * (v["claim"] == "H4" and "tiny" not in v["net"])  # noqa: E731
     for v in some:
         seeds = f"over {MOST}" if v["seeds_needed"] > MOST else v["seeds_needed"]
-        needed = f"about {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else ""
+        helpless = "a finer measure" * (v["verdict"] == "undecided")
+        needed = f"about {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else helpless
         lines.append(f"| {v['claim']}{analogue(v)} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
                      f"| {v['effect']['part']} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
     for scale in SCALES:
