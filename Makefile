@@ -3,6 +3,7 @@ SCALE ?= quick
 WORKERS ?= 0
 SEEDS ?=
 STALE ?=
+DEVICE ?=
 SCHEDULER ?=
 export FFR_STALE := $(STALE)
 export FFR_SCHEDULER := $(SCHEDULER)
@@ -21,7 +22,8 @@ NOTEBOOKS := $(wildcard notebooks/00_start_here.ipynb notebooks/explore.ipynb no
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
-	@echo "Variables: SCALE=quick|laptop|paper, WORKERS=n (0: one a core), SEEDS=n, STALE=rerun, PY=python, PYTHON=python3.x,"
+	@echo "Variables: SCALE=quick|laptop|paper, WORKERS=n (0: one a core), SEEDS=n, STALE=rerun, DEVICE=cpu|cuda,"
+	@echo "  PY=python, PYTHON=python3.x,"
 	@echo "  SCHEDULER=tcp://host:8786 (runs on a Dask cluster, see docs/cluster.md)"
 
 # Done once; again only when the lock file changes. The .pth file makes `import ffrlib` work in every notebook.
@@ -39,7 +41,7 @@ help:  ## this list
 	@touch $@
 
 reproduce: $(ENVIRONMENT)  ## run what has no record yet, make every table and figure anew (SCALE, WORKERS, SEEDS)
-	@$(PY) -m ffrlib.notebooks reproduce --scale $(SCALE) --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS))
+	@$(PY) -m ffrlib.notebooks reproduce --scale $(SCALE) --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DEVICE),--device $(DEVICE))
 
 replicate: $(ENVIRONMENT)  ## train the quick scale again from nothing and compare every record with the committed one
 	@$(PY) -m ffrlib.notebooks replicate

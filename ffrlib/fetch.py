@@ -103,8 +103,9 @@ def locate(name: str, root: str | os.PathLike | None = None) -> Path:
                 try:
                     made.rename(place)
                 except OSError:  # a copy lies there: made meanwhile by another process, or damaged; that is repaired
-                    for entry in made.iterdir() if problem(name, place) else ():
-                        entry.replace(place / entry.name)
+                    for file in [f for f in made.rglob("*") if f.is_file()] if problem(name, place) else ():
+                        (to := place / file.relative_to(made)).parent.mkdir(parents=True, exist_ok=True)
+                        file.replace(to)  # file by file: a folder does not take the place of one with files in it
                 return place
         except (OSError, http.client.HTTPException, subprocess.SubprocessError, ValueError) as error:
             tried.append(f"{how}: {error}")

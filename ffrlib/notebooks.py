@@ -110,9 +110,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", default="quick", help=", ".join(SCALES))
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
     parser.add_argument("--seeds", type=int, help="seeds a cell; default: the notebook's own")
+    parser.add_argument("--device", help="cpu or cuda; default: the notebook's own")
     given = parser.parse_args(arguments)
     choose("--scale", given.scale, SCALES)
-    parameters = {"scale": given.scale, "workers": given.workers} | ({"seeds": given.seeds} if given.seeds else {})
+    own = {"seeds": given.seeds, "device": given.device}
+    parameters = {"scale": given.scale, "workers": given.workers} | {n: v for n, v in own.items() if v}
     fresh = BUILD / given.task if given.task in ("replicate", "sample") else None
     values = {"tables": {"FFR_TRAIN": "never"}, "sample": {"FFR_SAMPLE": "1"}}.get(given.task, {})
     if fresh:
@@ -123,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     with patch.dict(os.environ, values):
         if given.task == "reproduce" and given.scale != "quick":
             specs = catalogue.specs(given.scale, seeds=given.seeds or 0)
-            ahead.update(asdict(run_specs(specs, workers=given.workers)))
+            ahead.update(asdict(run_specs(specs, workers=given.workers, device=given.device or "")))
         totals = execute_all(parameters, fresh and fresh / "notebooks")
     totals = ahead or totals
     # Only here: regenerating what speaks of all records at once is no business of a single notebook.

@@ -174,6 +174,8 @@ def test_zip_archives(repository, monkeypatch):
     monkeypatch.setitem(fetch.SOURCES, "tiny_imagenet", fetch.SOURCES["tiny_imagenet"]._replace(md5=md5(content)))
     serve(monkeypatch, content)
     assert (fetch.locate("tiny_imagenet") / "wnids.txt").read_bytes() == b"n01\n"
+    (repository / "data" / "raw" / "tiny-imagenet-200" / "wnids.txt").unlink()  # damaged, with folders in the way
+    assert (fetch.locate("tiny_imagenet") / "wnids.txt").read_bytes() == b"n01\n"
 
 
 def fake_npm(monkeypatch, content, status=0):

@@ -127,6 +127,20 @@ def test_the_code_hash_is_the_same_in_every_python(tmp_path, monkeypatch):
     assert digest.startswith("cf91ea9d95cf33ee")
 
 
+def test_an_older_hash_without_scores_and_budgets_counts_while_these_compute_the_same(monkeypatch):
+    plain = RunSpec()
+    cut = replace(plain, pruning=Pruning("l1_norm", "macs_share", 0.5))
+    older = {s: [n for n in store.modules_of(s) if n not in store.COUNTED_LATER] for s in (plain, cut)}
+    short = {s: store._combined(map(store._syntax_digest, names)) for s, names in older.items()}
+    assert short[plain] != store.code_hash(plain) and store.same_code(plain, False, short[plain])
+    assert not store.same_code(cut, False, short[cut])  # a cut's hash has had them from the start
+    for changed in store.COUNTED_LATER:
+        with monkeypatch.context() as patch:
+            digests = store._equal_digests
+            patch.setattr(store, "_equal_digests", lambda name: ("new",) if name == changed else digests(name))  # noqa: B023
+            assert not store.same_code(plain, False, short[plain])
+
+
 def test_the_code_hash_covers_what_a_run_passes_through():
     plain, penalised, cut = RUNS[0], RUNS[2], RUNS[4]
     assert store.code_hash(plain) == store.code_hash(replace(plain, seed=9))
