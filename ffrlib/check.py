@@ -18,7 +18,7 @@ from ffrlib.spec import SCALES, key
 TOLERANCE = 1.0  # points between our mean and the published dense accuracies: recipes and numbers of epochs differ
 SAME = ("device", "cpu", "threads", "precision", "stacking", "deterministic", "versions", "data")
 # ... where these are equal and the code is, or is said to be (data/same_numbers.json), records are equal bit for bit.
-TIMES = ("seconds", "latency_ms")  # what a replication measures anew
+TIMES = ("seconds", "latency_ms", "latency_left")  # what a replication measures anew
 # (allowance beside an interval, allowance without one), see docs/protocol.md; accuracies in points, shares in [0, 1]
 CHANCE = 0.007  # share of the cells that may lie outside their interval
 EXACT = 1e-5  # a cut net's largest deviation from the masked one: rounding, of which no second machine does the same

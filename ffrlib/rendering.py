@@ -16,7 +16,7 @@ NOTES = {  # what a reader of a table must know beside it
                       "shares are next to the sparsity, where every seed reaches it; where one of the two is at chance "
                       "no such net exists. Decides nothing.",
     "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
-           "the same row. Quiet ones: results/benchmarks/latency.md.",
+           "the same row (`latency_left` is their ratio). Quiet ones: results/benchmarks/latency.md.",
     "confirmation": " Leads in points: of removable weights, before (on the seeds that chose the strengths) and on n "
                     "fresh seeds, of which the verdict is; and of test accuracy with channels cut and no fine-tuning.",
     "other_choices": " Leads in points of removable weights, with strengths chosen by other rules than the protocol's "

@@ -30,7 +30,8 @@ FLOW = [*ACCURACY, "unstructured_sparsity", "zero_channels", "removable_channels
         "turning_angle", "activation_mean"]  # fmt: skip
 PRUNED = ["base_test_accuracy", "cut_test_accuracy", "validation_accuracy", "test_accuracy", "accuracy_change",
           "parameters_removed", "macs_removed", "parameters_left", "macs_left", "held_back", "worst_deviation",
-          *(f"latency_ms.batch_{n}{when}" for n in (1, 64) for when in ("", "_before"))]  # fmt: skip
+          *(f"latency_{what}" for n in (1, 64)
+            for what in (f"ms.batch_{n}", f"ms.batch_{n}_before", f"left.batch_{n}"))]  # fmt: skip
 ARM = ["net", "arm", "strength"]
 
 
@@ -185,6 +186,8 @@ def frame_of(records: list[dict]) -> pd.DataFrame:
     frame = frame.reindex(columns=list(wanted)).apply(pd.to_numeric, errors="coerce")
     for what in ("parameters", "macs"):
         frame[f"{what}_removed"] = 1 - frame[f"{what}_left"] / frame[what]
+    for n in (1, 64):  # of the uncut net's, which was timed just before
+        frame[f"latency_left.batch_{n}"] = frame[f"latency_ms.batch_{n}"] / frame[f"latency_ms.batch_{n}_before"]
     frame["accuracy_change"] = frame["test_accuracy"] - frame["base_test_accuracy"]
     return frame.assign(**{name: [r[name] for r in records] for name in ("key", "seed", "scale", "status", "stale")})
 
