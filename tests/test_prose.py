@@ -71,6 +71,7 @@ GIVEN = {
         "2.5": "step of the search",
         "30": "share of the MACs or channels cut",
         "0.5": "loss tolerance",
+        "17": "points, of a state before",
         "15": "epochs",
         "20,000": "images",
         "0.001": "threshold",
