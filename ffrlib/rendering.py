@@ -17,9 +17,9 @@ NOTES = {  # what a reader of a table must know beside it
                       "no such net exists. Decides nothing.",
     "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
            "the same row (`latency_left` is their ratio). Quiet ones: results/benchmarks/latency.md.",
-    "confirmation": " Leads in points: of removable weights, before (on the seeds that chose the strengths) and on n "
+    "confirmation": " Leads in points: of prunable weights, before (on the seeds that chose the strengths) and on n "
                     "fresh seeds, of which the verdict is; and of test accuracy with channels cut and no fine-tuning.",
-    "other_choices": " Leads in points of removable weights, with strengths chosen by other rules than the protocol's "
+    "other_choices": " Leads in points of prunable weights, with strengths chosen by other rules than the protocol's "
                      "(within 1). Decides nothing.",
 }  # fmt: skip
 

@@ -158,8 +158,8 @@ def test_hours_of_runs_are_made_by_priority_before_the_notebooks(two_experiments
     monkeypatch.setattr(
         notebooks, "run_specs", lambda specs, **more: asked.append((specs, more)) or Summary(4, 9, 0, 1)
     )
-    assert notebooks.main(["reproduce", "--scale", "laptop", "--seeds", "2", "--workers", "2"]) == 0
-    assert asked == [(catalogue.specs("laptop", seeds=2), {"workers": 2})]
+    assert notebooks.main("reproduce --scale laptop --seeds 2 --workers 2 --device cpu".split()) == 0
+    assert asked == [(catalogue.specs("laptop", seeds=2), {"workers": 2, "device": "cpu"})]
     assert capsys.readouterr().out.endswith("4 records reused, 9 trained, 1 missing\n")
     assert printed(two_experiments / "notebooks" / "01_a.ipynb")["scale"] == "laptop"
     assert notebooks.main(["tables", "--scale", "laptop"]) == 0 and len(asked) == 1

@@ -84,3 +84,10 @@ def test_the_images_of_a_set_are_those_that_are_trained_on(name):
 def test_an_arm_without_strengths_is_named(monkeypatch):
     monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: [])
     assert "no strength chosen yet, so not counted: resnet20: control, length, curvature, both" in told("laptop")
+
+
+def test_a_number_of_seeds_is_priced_as_it_would_run(results):
+    counts = [len(catalogue.specs("quick", "4_ffr_flow", seeds)) for seeds in (1, 0)]
+    for seeds, count in zip((1, 0), counts):
+        assert f"{count} of {count} runs to make" in " ".join(plan.plan("quick", "4_ffr_flow", 1, seeds).split())
+    assert counts[0] * 4 < counts[1]

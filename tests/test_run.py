@@ -433,7 +433,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
 def test_the_command_line_packs_what_must_travel(tmp_path, monkeypatch, capsys):
     from ffrlib import catalogue
 
-    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [BASE, SMOOTH])
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment, seeds=0: [BASE, SMOOTH])
     out = tmp_path / "out"
     run.main(["--out", str(out), "--model", "digits_cnn", "--workers", "1"])
     assert "2 trained" in capsys.readouterr().out
@@ -453,7 +453,7 @@ def test_the_weights_of_a_base_travel_so_that_its_cuts_need_no_training(trained,
     for path in (store.record_path(BASE, out), cache_path("weights", BASE, out)):
         path.parent.mkdir(parents=True)
         path.write_bytes((trained / path.relative_to(out)).read_bytes())
-    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [BASE, cut()])
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment, seeds=0: [BASE, cut()])
     run.main(["--out", str(out), "--model", "vgg16"])  # nothing to run: it packs what is there
     for name in ("records", "weights"):
         with tarfile.open(out / f"{name}.tar.gz") as archive:
@@ -501,7 +501,7 @@ def test_a_store_of_its_own_gets_no_second_record_of_a_base(trained, results, tm
     for spec in (BASE, cut(epochs=1)):
         store.record_path(spec).parent.mkdir(parents=True, exist_ok=True)
         store.record_path(spec).write_bytes(store.record_path(spec, trained).read_bytes())
-    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [BASE, cut(epochs=1), cut(amount=0.6)])
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment, seeds=0: [BASE, cut(epochs=1), cut(amount=0.6)])
     run.main(["--out", str(tmp_path / "out")])
     assert store.lookup(cut(amount=0.6), tmp_path / "out") and not store.lookup(cut(epochs=1), tmp_path / "out")
     assert store.record_path(BASE, tmp_path / "out").read_bytes() == store.record_path(BASE).read_bytes()
@@ -511,7 +511,7 @@ def test_a_store_of_its_own_gets_no_second_record_of_a_base(trained, results, tm
 def test_a_full_disk_is_one_message_and_the_call_can_be_repeated(root, monkeypatch, capsys):
     from ffrlib import catalogue
 
-    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment: [SMOOTH])
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment, seeds=0: [SMOOTH])
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
