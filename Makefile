@@ -4,6 +4,7 @@ WORKERS ?= 0
 SEEDS ?=
 STALE ?=
 DEVICE ?=
+SAMPLE ?=
 SCHEDULER ?=
 export FFR_STALE := $(STALE)
 export FFR_SCHEDULER := $(SCHEDULER)
@@ -52,7 +53,7 @@ test: $(ENVIRONMENT)  ## unit tests, the notebooks, the published tables, and a 
 	@$(PY) -m pytest -q $(SPREAD)
 	@$(if $(NOTEBOOKS),$(PY) -m pytest -q $(SPREAD) -p no:cacheprovider --nbval-lax --nbval-current-env $(NOTEBOOKS))
 	@$(PY) -m ffrlib.check
-	@$(PY) -m ffrlib.notebooks sample
+	@$(if $(filter never,$(SAMPLE)),,$(PY) -m ffrlib.notebooks sample)
 
 lab: $(ENVIRONMENT)  ## JupyterLab at the start notebook
 	@$(PY) -m jupyterlab notebooks/00_start_here.ipynb
