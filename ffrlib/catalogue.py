@@ -288,7 +288,7 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
         number = seeds or FEW_SEEDS.get(scale, {}).get(name, SEEDS[scale])
         for place, (priority, spec) in enumerate(RUNS[name](scale)):
             few = min(number, {"quick": 3, "laptop": 1}.get(scale, number)) if priority >= 6 and not seeds else number
-            own = FRESH[:seeds] if name == FIRM and seeds else FRESH if name == FIRM else range(few)
+            own = FRESH[: seeds or None] if name == FIRM else range(few)
             for seed in own[:1] if spec.init == "published" and not seeds else own:
                 seeded = replace(spec, seed=seed)
                 rank = (seed >= 2, priority, seed, place)

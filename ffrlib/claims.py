@@ -10,12 +10,12 @@ from itertools import combinations
 
 import pandas as pd
 
-from ffrlib import catalogue, tables
+from ffrlib import catalogue, measure, tables
 from ffrlib.spec import CRITERIA, RunSpec, base_of, key
 
 SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
 WEIGHTS, CHANNELS = tables.BOTH
-STEP = 2.5  # points: to what both shares are found (`measure.HALVINGS`)
+STEP = 100 * measure.GRID[0] / 2**measure.HALVINGS  # points: to what both shares are found
 EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
     "H1": [(c, tables.counterpart(c), m, True) for c in CRITERIA if tables.counterpart(c) for m in tables.BOTH],
     "F1": [("both", "plain", WEIGHTS, True)],
@@ -51,15 +51,14 @@ def compare(frame, first: str, second: str, column: str, limits, name: str, deci
     return Part(name, differences, limits, (first, second), decides, step=STEP * (column in tables.BOTH))
 
 
-def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str, held: float = tables.HELD) -> list[Part]:
-    """H1, F1, F2, F4: the parts of `EQUAL_ACCURACY` on one net, each arm at its chosen strength (see `held` in
-    `tables.chosen_strength`)."""
+def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Part]:
+    """H1, F1, F2, F4: the parts of `EQUAL_ACCURACY` on one net, each arm at its chosen strength."""
     specs = tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", base.scale)
     by_arm, plain = tables.arms(specs), key(base)
 
     def chosen(arm: str, measure: str) -> str:
         keys = by_arm.get((base, arm), ())
-        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure, held) or f"?{arm}"
+        return plain if arm == "plain" else tables.chosen_strength(frame, keys, plain, measure) or f"?{arm}"
 
     asked = EQUAL_ACCURACY[claim]
     return [compare(frame, chosen(a, m), chosen(b, m), m, SPARSER, f"{a} - {b}, {m}", d) for a, b, m, d in asked]

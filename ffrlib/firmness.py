@@ -98,7 +98,7 @@ def confirmation(scale: str, usual: pd.DataFrame, fresh: pd.DataFrame) -> pd.Dat
 
 def firm_tables(scale: str, records: list[dict]) -> dict[str, pd.DataFrame]:
     """The tables of the last experiment from all records of a scale, without those that have no row."""
-    usual, fresh = (tables.frame_of(tables.seeds_of(name, records)) for name in ("", catalogue.FIRM))
+    usual, fresh = (tables.frame_of(tables.seeds_of(records, which)) for which in (False, True))
     made = {"confirmation": confirmation(scale, usual, fresh), "other_choices": other_choices(scale, usual)}
-    made |= tables.experiment_tables(catalogue.FIRM, scale, tables.counted(records, scale, catalogue.FIRM))
+    made |= tables.experiment_tables(catalogue.FIRM, scale, records)
     return {name: table for name, table in made.items() if len(table)}

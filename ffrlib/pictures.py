@@ -50,7 +50,7 @@ def readme(scale: str) -> Figure:
     for ax, name, own, title in zip(axes, FIRST, (looks, flow), titles):
         specs = on_first_net(name, scale)
         base, keys = tables.plain_of(specs[0]), {key(s) for s in specs}
-        frame = rows([r for r in tables.seeds_of(name, records) if r["key"] in keys])
+        frame = rows([r for r in tables.seeds_of(records) if r["key"] in keys])
         plot(ax, near(frame, 5), own, "removable_weight_share", "test_accuracy", "strength")
         ax.set(title=f"{title}: {base.model}, {base.data}")
     return fig

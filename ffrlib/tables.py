@@ -155,12 +155,12 @@ def counted(records: list[dict], scale: str, name: str | None = None) -> list[di
     """The records of a scale's (one experiment's) runs, with any seed: a reader's own are not among them."""
     keys = {key(spec) for spec in catalogue.specs(scale, name, seeds=1)}
     own = [r for r in records if r["scale"] == scale and r["key"] in keys]
-    return own if name is None else seeds_of(name, own)
+    return own if name is None else seeds_of(own, name == catalogue.FIRM)
 
 
-def seeds_of(name: str, records: list[dict]) -> list[dict]:
-    """The records that an experiment may use: the confirmation those of the seeds `FRESH`, all others the others."""
-    return [r for r in records if (r["seed"] in FRESH) == (name == catalogue.FIRM)]
+def seeds_of(records: list[dict], fresh: bool = False) -> list[dict]:
+    """The records of the seeds `FRESH`, which the confirmation alone may use, or those of all others."""
+    return [r for r in records if (r["seed"] in FRESH) == fresh]
 
 
 def arms(specs: list[RunSpec]) -> dict[tuple[RunSpec, str], list[str]]:
@@ -263,7 +263,7 @@ def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, p
     specs = unseeded(name, scale)
     if wrong := {r["scale"] for r in records} - {scale}:
         raise ValueError(f"the records' scale is {', '.join(sorted(wrong))}; allowed: only {scale} in its tables.")
-    made = chosen_tables(name, scale, specs, frame_of(seeds_of(name, records)))
+    made = chosen_tables(name, scale, specs, frame_of(seeds_of(records, name == catalogue.FIRM)))
     return {kind: with_unchosen(table, name, scale) if "strength" in table else table for kind, table in made.items()}
 
 

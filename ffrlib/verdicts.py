@@ -64,7 +64,7 @@ def verdicts(records: list[dict]) -> list[dict]:
     """The verdict on every claim for each net and set of the catalogue, scales apart, and on what no run covers yet."""
     out = [entry(claim, "paper", net, data, []) for claim, net, data in UNTRIED]
     for scale, known in catalogue.BASES.items():
-        frame = tables.frame_of([r for r in tables.seeds_of("", records) if r["scale"] == scale])
+        frame = tables.frame_of([r for r in tables.seeds_of(records) if r["scale"] == scale])
         hgsr, ffr = ([known[n] for n in nets[scale]] for nets in (catalogue.HGSR_NETS, catalogue.FFR_NETS))
         cut = dict.fromkeys(map(tables.plain_of, tables.unseeded("3_hgsr_pruning", scale)))
         asked = [("H2", hgsr[0], crossing(frame, scale))]
