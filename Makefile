@@ -55,8 +55,9 @@ test: $(ENVIRONMENT)  ## unit tests, the notebooks, the published tables, and a 
 	@$(PY) -m ffrlib.check
 	@$(if $(filter never,$(SAMPLE)),,$(PY) -m ffrlib.notebooks sample)
 
+# The whole repository is the root: notebooks link to docs and results, which lie beside their folder.
 lab: $(ENVIRONMENT)  ## JupyterLab at the start notebook
-	@$(PY) -m jupyterlab notebooks/00_start_here.ipynb
+	@$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" notebooks/00_start_here.ipynb
 
 tables: $(ENVIRONMENT)  ## every table and figure from the records alone, nothing is trained (SCALE)
 	@$(PY) -m ffrlib.notebooks tables --scale $(SCALE)
