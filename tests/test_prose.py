@@ -59,6 +59,11 @@ def test_no_line_of_prose_begins_with_a_mark():
         assert not lines, (path.name, lines)
 
 
+def test_no_name_in_braces_was_left_where_a_number_belongs():
+    left = {f.name: re.findall(r"\{\{[^{}\n]*\}\}", f.read_text()) for f in prose.files()}
+    assert not {name: found for name, found in left.items() if found}
+
+
 # Numbers of prose that are no results: the recipe, the definition of a measure, what a claim of the papers says.
 GIVEN = {
     "README.md": {
