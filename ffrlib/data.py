@@ -48,9 +48,28 @@ def load(name: str, train_size: int = 0, device="cpu", root: str | os.PathLike |
     """
     spec.choose("data", name, spec.DATA)
     read, num_classes, value_range = READERS[name]
-    (images, labels), test = read(root)
+    train, test = read(root)
+    held = 297 if name == "digits" else len(train[1]) // 10
+    return from_arrays(train, test, num_classes, name, train_size, held, device, value_range)
+
+
+def from_arrays(train, test, num_classes: int, name: str, train_size: int = 0, held: int = 0, device="cpu",
+                value_range: int = 255) -> ImageSet:  # fmt: skip
+    """The set of two pairs of numpy arrays, images uint8 (N, C, H, W) and labels (N,) from 0 to num_classes - 1.
+
+    `held` of the training images (0: a tenth), even over the classes, are the validation set; `train_size` and the
+    order as in `load`. Raises ValueError for arrays of another kind.
+    """
+    for part, (x, y) in (("train", train), ("test", test)):
+        found = f"{x.dtype} {x.shape}, labels {y.dtype} {y.shape}"
+        good = x.dtype == np.uint8 and x.ndim == 4 and y.shape == x.shape[:1] and y.dtype.kind in "iu" and len(y)
+        spec.require(good, f"the {part} part of {name}", found, "images uint8 (N, C, H, W), labels whole numbers (N,)")
+        labels = (int(y.min()), int(y.max()))
+        good = 0 <= labels[0] and labels[1] < num_classes
+        spec.require(good, f"the range of the {part} labels of {name}", labels, f"from 0 to {num_classes - 1}")
+    images, labels = train
     order = even_order(labels)
-    held, rest = np.split(order, [297 if name == "digits" else len(order) // 10])
+    held, rest = np.split(order, [held or len(order) // 10])
     allowed = f"0 (all) to {len(rest)} for {name}"
     spec.require(isinstance(train_size, int) and 0 <= train_size <= len(rest), "train_size", train_size, allowed)
     rest = rest[: train_size or None]

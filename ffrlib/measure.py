@@ -42,7 +42,7 @@ def nonzero_parameters(model: nn.Module) -> int:
 
 
 def macs(model: nn.Module, image_shape) -> int:
-    """MACs for one image of shape (C, H, W); equal to torch's FlopCounterMode / 2."""
+    """MACs of a net of ffrlib.models for one image of shape (C, H, W); equal to torch's FlopCounterMode / 2."""
     return budgets.costs(model, image_shape)[1]
 
 

@@ -35,6 +35,40 @@ def digits():
     return data.load("digits")
 
 
+def arrays(count=100, shape=(1, 4, 4), classes=5):
+    random = np.random.RandomState(0)
+    return random.randint(0, 256, (count, *shape)).astype(np.uint8), np.arange(count) % classes
+
+
+def test_a_set_of_ones_own_arrays_is_split_and_normalised():
+    train, test = arrays(), arrays(20)
+    own = data.from_arrays(train, test, 5, "own", train_size=50)
+    assert [len(pair[1]) for pair in (own.train, own.validation, own.test)] == [50, 10, 20]
+    assert own.validation[1].bincount().tolist() == [2] * 5, "the validation set is not even over the classes"
+    seen = digest_of(torch.cat([own.train[0], own.validation[0]]))
+    assert len(set(seen)) == 60 and set(seen) <= set(digest_of(torch.tensor(train[0])))
+    x = data.normalise(own.train[0], own.mean, own.std)
+    assert abs(float(x.mean())) < 1e-5 and float(x.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(own.test[1], torch.tensor(test[1]))
+    assert data.from_arrays(train, test, 5, "own").digest != own.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x / 255, y), r"the test part of own is 'float64 .* uint8"),
+        (lambda x, y: (x.transpose(0, 2, 3, 1)[..., 0], y), r"\(20, 4, 4\), labels .* \(N, C, H, W\)"),
+        (lambda x, y: (x, y[:-1]), r"labels int64 \(19,\)"),
+        (lambda x, y: (x, y + 1), r"the range of the test labels of own is \(1, 5\).* from 0 to 4"),
+        (lambda x, y: (x, y / 2), r"labels float64"),
+        (lambda x, y: (x[:0], y[:0]), r"\(0, 1, 4, 4\)"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        data.from_arrays(arrays(), change(*arrays(20)), 5, "own")
+
+
 def test_digits_are_split_evenly_and_completely(digits):
     from sklearn.datasets import load_digits
 

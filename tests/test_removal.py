@@ -384,6 +384,11 @@ def test_another_file_is_refused(tmp_path):
         removal.load_pruned(tmp_path / "later.npz")
 
 
+def test_a_net_of_another_kind_is_told_where_to_go():
+    with pytest.raises(ValueError, match="the net is 'Sequential'.* docs/own.md"):
+        removal.shrink(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), {})
+
+
 # --- oracles ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffrlib import models
-from ffrlib.regularizers.weight import CRITERIA, FORMS, penalised_weights, penalty, weight_penalty
+from ffrlib.regularizers.proximal import STEPS, step_
+from ffrlib.regularizers.weight import CRITERIA, FORMS, matched_strength, penalised, penalty, weight_penalty
 
 GROUPINGS = ("feature", "neuron")
 
@@ -260,7 +261,37 @@ def test_model_penalty_counts_what_the_paper_counts():
     assert slimming.item() == pytest.approx(0.5 * sum(m.weight.abs().sum().item() for m in norms))
     slimming.backward()
     torch.testing.assert_close(norms[0].weight.grad, 0.5 * norms[0].weight.detach().sign())
-    assert len(penalised_weights(model, "network_slimming")) == len(norms) == 21
+    assert len(penalised(model, "network_slimming")) == len(norms) == 21
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.integers(1, 4),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    grouping=st.sampled_from(GROUPINGS),
+    seed=st.integers(0, 99),
+)
+def test_a_grouped_convolution_counts_as_its_dense_twin(groups, size, grouping, seed):
+    out, inside = size
+    torch.manual_seed(seed)
+    conv = torch.nn.Conv2d(groups * inside, groups * out, 3, groups=groups, bias=False).double()
+    dense = torch.zeros(groups * out, groups * inside, 3, 3, dtype=torch.float64)
+    for g in range(groups):
+        dense[g * out : (g + 1) * out, g * inside : (g + 1) * inside] = conv.weight.detach()[g * out : (g + 1) * out]
+    x = torch.randn(2, groups * inside, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), torch.nn.functional.conv2d(x, dense))  # a twin indeed
+    model = torch.nn.Sequential(conv)
+    for name in CRITERIA:
+        assert weight_penalty(model, name, 1.0, grouping).item() == pytest.approx(brute(name, dense, grouping))
+        assert matched_strength(model, name, 1.0, grouping) > 0
+    for name in STEPS:
+        twin = torch.nn.Conv2d(1, 1, 3, bias=False).double()
+        twin.weight = torch.nn.Parameter(dense.clone())
+        stepped = torch.nn.Conv2d(groups * inside, groups * out, 3, groups=groups, bias=False).double()
+        stepped.load_state_dict(conv.state_dict())
+        for one in (twin, stepped):
+            step_(torch.nn.Sequential(one), name, 0.1, grouping)
+        torch.testing.assert_close(stepped(x), torch.nn.functional.conv2d(x, twin.weight))
 
 
 def test_bad_input_is_told_in_one_sentence():

@@ -19,7 +19,8 @@ def build(name: str, num_classes: int = 10, shortcut: str | None = None, widths=
     """A new net with its published initialisation (`layers.initialise`), drawn from torch's default generator.
 
     `shortcut`: "A" or "B" for the CIFAR ResNets, None or "" for all others. `widths` (None: as published) and `maps`:
-    see `Layout`. digits_cnn reads (N, 1, 8, 8), all others (N, 3, H, W). Raises ValueError for what does not fit.
+    see `Layout`. digits_cnn reads (N, 1, 8, 8), all others (N, 3, H, W), the VGGs
+    from 32 x 32 on. Raises ValueError for what does not fit.
     """
     choose("model", name, NAMES)
     plan, shortcut = PLANS[name], shortcut or None
@@ -55,7 +56,10 @@ def scaled_widths(name: str, factor: float, shortcut: str | None = None) -> tupl
 
 
 def counted_convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    """(name, convolution) in the order of `layout.widths`: all but the 1x1 projections of the shortcuts (as HGSR)."""
+    """(name, convolution) in the order of `layout.widths`: all but the projections of the shortcuts (as HGSR).
+
+    Those are known by their place, inside a module named `shortcut`, in a net of one's own too.
+    """
     return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and ".shortcut." not in n]
 
 

@@ -23,7 +23,9 @@ Keep = dict[str, torch.Tensor]
 
 
 def full_keep(model: nn.Module) -> Keep:
-    """All channels kept: {group name: (size,) of True}, on the CPU."""
+    """All channels kept: {group name: (size,) of True}, on the CPU. ValueError for a net of another library."""
+    fits = hasattr(model, "groups") and hasattr(model, "layout")
+    require(fits, "the net", type(model).__name__, "one of ffrlib.models (how to cut others: docs/own.md)")
     return {group.name: torch.ones(group.size, dtype=torch.bool) for group in model.groups()}
 
 

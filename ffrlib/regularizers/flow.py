@@ -167,7 +167,8 @@ def flow_penalty(
     - `curvature_kind`: "second_difference", or "angle", the sum of the turning angles in radians, never divided by n.
     - `transition`, where the shape changes: "skip" leaves the pair out; "pool_pad" average-pools the earlier features
       and pads their channels with zeros, half on each side; "shortcut" applies the net's own `shortcuts`
-      (`model.shortcuts(tap)`: L - 1 callables or None). What cannot be brought to the latest shape is left out.
+      (`model.shortcuts(tap)`: L - 1 callables or None). What cannot be brought to the latest shape is left out,
+      without a word: ask `flow_counts` once what your net has.
     ValueError: an unknown option, "shortcut" on a net without one, or a term with a strength above 0 that finds no pair
     or no triple (`flow_counts`).
     """

@@ -6,7 +6,7 @@ Proofs in docs/derivations.md. Each takes a weight (out, in, ...) and a threshol
 import torch
 from torch import Tensor, nn
 
-from ffrlib.regularizers.weight import GROUPINGS, penalised_weights
+from ffrlib.regularizers.weight import GROUPINGS, as_dense, penalised
 from ffrlib.spec import choose, require
 
 
@@ -59,7 +59,11 @@ def step_(
         shares[second] += 1 - mix
     require(not (shares["group_lasso"] and shares["exclusive_sparsity"]), "the proximal mixture", (name, second),
             "l1 with group_lasso or with exclusive_sparsity")  # fmt: skip
-    for weight in penalised_weights(model, name, include_linear):
+    for module in penalised(model, name, include_linear):
+        weight = as_dense(module, grouping)
         for which, share in shares.items():
             if share > 0:
-                weight.copy_(STEPS[which](weight, threshold * share, grouping))
+                weight = STEPS[which](weight, threshold * share, grouping)
+        if weight.shape != module.weight.shape:  # of a grouped convolution: back to its own layout
+            weight = weight.unflatten(1, (module.groups, -1)).transpose(0, 1).flatten(0, 1)
+        module.weight.copy_(weight)

@@ -62,23 +62,33 @@ def penalty(weights, name: str, grouping: str = "feature") -> Tensor:
 CRITERIA = {name: lambda weight, grouping="feature", name=name: penalty([weight], name, grouping) for name in FORMS}
 
 
-def penalised_weights(model: nn.Module, name: str, include_linear: bool = False) -> list[Tensor]:
-    """What penalty `name` acts on: the weights of the counted convolutions (see `models.counted_convolutions`), with
-    `include_linear` those of linear layers too; for "network_slimming" the scales of all batch norms."""
+def penalised(model: nn.Module, name: str, include_linear: bool = False) -> list[nn.Module]:
+    """The modules on whose weights penalty `name` acts: the counted convolutions (see `models.counted_convolutions`),
+    with `include_linear` the linear layers too; for "network_slimming" all batch norms of images."""
     if name == "network_slimming":
-        return [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    weights = [conv.weight for _, conv in models.counted_convolutions(model)]
-    return weights + [m.weight for m in model.modules() if isinstance(m, nn.Linear) and include_linear]
+        return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and include_linear]
+    return [conv for _, conv in models.counted_convolutions(model)] + linear
+
+
+def as_dense(module: nn.Module, grouping: str) -> Tensor:
+    """A module's weight with one column an input channel, as "feature" wants it. Only a grouped convolution's changes:
+    (out, in / groups, kh, kw) becomes (out / groups, in, kh, kw), its dense twin's weight without the zeros."""
+    groups = getattr(module, "groups", 1)
+    if groups == 1 or grouping == "neuron":
+        return module.weight
+    return module.weight.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def weight_penalty(
     model: nn.Module, name: str, strength: float, grouping: str = "feature", mix: float = 1.0, second: str = "l1",
     include_linear: bool = False,
 ) -> Tensor:  # fmt: skip
-    """`strength * (mix * name + (1 - mix) * second)` over the weights of `penalised_weights`; a 0-dim tensor.
+    """`strength * (mix * name + (1 - mix) * second)` over the weights of the modules of `penalised`; a 0-dim tensor.
 
     group_lasso mixed with l1 is sparse group lasso, with exclusive_sparsity CGES-like; "network_slimming" is the L1
-    norm of the batch norms' scales. ValueError: an unknown option, or nothing to penalise.
+    norm of the batch norms' scales. `model` may be any net of convolutions, grouped ones among them. ValueError: an
+    unknown option, or nothing to penalise.
     """
     choose("the penalty", name, ("network_slimming", *FORMS))
     choose("second", second, FORMS)
@@ -86,7 +96,7 @@ def weight_penalty(
     terms = []
     for which, share in ((name, mix), (second, 1 - mix)):
         if share > 0:
-            weights = penalised_weights(model, which, include_linear)
+            weights = [as_dense(module, grouping) for module in penalised(model, which, include_linear)]
             if which == "network_slimming":  # a vector, seen as a linear layer with one output
                 weights, which = [w.unsqueeze(0) for w in weights], "l1"
             terms.append(strength * share * penalty(weights, which, grouping))
@@ -97,7 +107,8 @@ def mean_gradient(
     model: nn.Module, name: str, grouping: str = "feature", mix: float = 1.0, second: str = "l1"
 ) -> float:
     """Mean |dR/dw| at strength 1 over all weights that HGSR counts, one mean over all layers; synchronises."""
-    grads = torch.autograd.grad(weight_penalty(model, name, 1.0, grouping, mix, second), penalised_weights(model, name))
+    weights = [module.weight for module in penalised(model, name)]
+    grads = torch.autograd.grad(weight_penalty(model, name, 1.0, grouping, mix, second), weights)
     return float(sum(g.abs().sum(dtype=torch.float64) for g in grads)) / sum(g.numel() for g in grads)
 
 
