@@ -48,7 +48,7 @@ def records(name: str, scale: str) -> list[dict]:
 
 def verdict_table(name: str, scale: str) -> pd.DataFrame:
     """What the protocol's rules say of an experiment's claims: a row a claim and net, effects in points."""
-    claims = catalogue.CLAIMS[name]
+    claims = catalogue.CLAIMS.get(name, ())
     found = verdicts.verdicts(store.load_all(scale=scale)[0])
     found = [v | (v["effect"] or {"part": ""}) for v in found if v["claim"] in claims and v["scale"] == scale]
     shown = {"claim": "claim", "net": "net", "verdict": "verdict", "part": "weakest part", "mean": "effect (points)",

@@ -98,5 +98,6 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int
     lines += ["", f"together {total:.1f} min{days}{more}; a run of two experiments is counted in the first.",
               "Scoring channels and training a base again for its cuts come on top."]  # fmt: skip
     if math.isfinite(whole) and whole > total:
-        lines.insert(-1, f"With what is stored, this list of runs takes {whole / 60:.1f} hours.")
+        takes = f"{whole / 60:.1f} hours" if whole > 90 else f"{whole:.1f} min"
+        lines.insert(-1, f"With what is stored, this list of runs takes {takes}.")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
+from ffrlib.scales import FRESH
 from ffrlib.spec import CIFAR_RESNETS, RunSpec, from_dict, key, to_dict
 
 FORMAT = 1
@@ -204,7 +205,7 @@ def parse(content: bytes, path: Path | str) -> dict:
             if not isinstance(record.get(part), kind):
                 raise ValueError(f"it lacks {part}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"record {path} is damaged: {error}") from error
+        raise ValueError(f"record {path} is damaged, or of other code than this: {error}") from error
     made = record["provenance"]
     stale = not same_code(spec, made.get("device", "cpu") != "cpu", made.get("code"))
     return record | {"spec": spec, "path": str(path), "stale": stale}
@@ -239,11 +240,15 @@ def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[d
 
 
 def frame(records: list[dict]) -> pd.DataFrame:
-    """One row a record: settings with dotted names (`weight.strength`), scalar metrics, key, seed, status, path."""
+    """One row a record: settings with dotted names (`weight.strength`), scalar metrics, key, seed, status, path.
+
+    `fresh` marks the seeds that enter 8_how_firm alone: every other table is made of the rows where it is false.
+    """
     rows = []
     for record in records:
         numbers = {name: value for name, value in record["metrics"].items() if not isinstance(value, (dict, list))}
         more = {name: record[name] for name in ("key", "seed", "scale", "status", "stale", "path")}
+        more["fresh"] = record["seed"] in FRESH
         rows.append(record["settings"] | numbers | more)
     return pd.json_normalize(rows)
 

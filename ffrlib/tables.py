@@ -306,4 +306,6 @@ def chosen_tables(name: str, scale: str, specs: list[RunSpec], frame: pd.DataFra
     main = beside_plain(cells(bases, frame, [*ARM, "reading"], FLOW), bases, frame)
     if name == "6_ffr_readings":
         return {"readings": main}
-    return {"together": main, "equal_budget": cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)}
+    if name == "7_both_papers":
+        return {"together": main, "equal_budget": cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)}
+    return {"runs": cells(bases, frame, ARM, SPARSE)}  # an experiment of a reader's own

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ffrlib import catalogue, store
+from ffrlib import catalogue, experiments, plan, store, tables
 from ffrlib.regularizers import flow
 from ffrlib.spec import CRITERIA, SCALES, Pruning, base_of, key
 from ffrlib.training import new_model
@@ -123,3 +123,19 @@ def test_helpers():
     base = catalogue.BASES["quick"]["digits_cnn"]
     assert catalogue.flow_arm(base, "both", 0.5) == replace(base, flow=replace(base.flow, length=0.5, curvature=0.5))
     assert catalogue.flow_arm(base, "control", 0.5, tap="pre_activation").activation.tap == "pre_activation"
+
+
+def test_an_experiment_of_ones_own_is_priced_and_gets_a_table(monkeypatch):
+    run = replace(catalogue.BASES["quick"]["digits_cnn"], width=0.5)
+    monkeypatch.setitem(catalogue.RUNS, "9_own", lambda scale: [(1, run)])
+    assert "1 of    5 runs" in plan.plan("quick", "9_own") or "5 of    5 runs" in plan.plan("quick", "9_own")
+    table = tables.experiment_tables("9_own", "quick", [])["runs"]
+    assert table["arm"].tolist() == ["plain"] and experiments.verdict_table("9_own", "quick").empty
+
+
+def test_a_stronger_strength_stands_beside_the_grid_at_laptop_alone():
+    for scale in SCALES:
+        both = {s.flow.length for s in catalogue.specs(scale, "4_ffr_flow") if s.model == "resnet20" and s.flow.length}
+        assert (0.03 in both) == (scale == "laptop"), scale
+    others = [s for name in catalogue.RUNS if name != "4_ffr_flow" for s in catalogue.specs("laptop", name)]
+    assert 0.03 not in {s.flow.length for s in others}

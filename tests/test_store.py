@@ -305,6 +305,13 @@ def test_frame_has_one_row_a_record(tmp_path):
     assert [r["spec"].scale for r in store.load_all(tmp_path, "laptop")[0]] == ["laptop"]
 
 
+def test_frame_tells_the_fresh_seeds(tmp_path):
+    for seed in (0, 4, 99, 100, 114, 115):
+        save(replace(RUNS[0], seed=seed), tmp_path)
+    frame = store.frame(store.load_all(tmp_path)[0])
+    assert dict(zip(frame["seed"], frame["fresh"])) == {0: False, 4: False, 99: False, 100: True, 114: True, 115: False}
+
+
 def test_index_names_every_record_once(tmp_path):
     for spec in RUNS:
         save(spec, tmp_path)
