@@ -36,7 +36,7 @@ from ffrlib.spec import (
     choose,
 )  # fmt: skip
 
-STRONGER = {"resnet20": {"control": 0.01, "both": 0.03}}  # at scale laptop, beyond the grid (docs/protocol.md)
+STRONGER = {("laptop", "resnet20"): {"control": 0.01, "both": 0.03}}  # beyond the grid (docs/protocol.md)
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
 # ... of FlowPenalty's length and curvature and of the activation control.
 WIDE = ("l1", "group_lasso", "exclusive_sparsity", HSQ_GL12)  # tried at several widths where minutes count
@@ -162,8 +162,8 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 if scale == "laptop" and len(grid) > 2 and (k == 0 or (k > 1 and not first)):
                     continue  # what decides least, to stay within 12 hours (docs/protocol.md)
                 yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
-            if scale == "laptop" and grid and arm in STRONGER.get(net, ()):
-                yield order + 2, flow_arm(base, arm, STRONGER[net][arm])
+            if grid and arm in STRONGER.get((scale, net), ()):
+                yield order + 2, flow_arm(base, arm, STRONGER[scale, net][arm])
         if net == FFR_NETS[scale][0]:  # run length and weight decay, at the middle strength
             longer, heavier = {"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}
             for change in (longer, heavier) if scale != "laptop" else (longer,):

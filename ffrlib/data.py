@@ -49,7 +49,7 @@ def load(name: str, train_size: int = 0, device="cpu", root: str | os.PathLike |
     spec.choose("data", name, spec.DATA)
     read, num_classes, value_range = READERS[name]
     train, test = read(root)
-    held = 297 if name == "digits" else len(train[1]) // 10
+    held = 297 if name == "digits" else 0
     return from_arrays(train, test, num_classes, name, train_size, held, device, value_range)
 
 

@@ -19,8 +19,8 @@ def build(name: str, num_classes: int = 10, shortcut: str | None = None, widths=
     """A new net with its published initialisation (`layers.initialise`), drawn from torch's default generator.
 
     `shortcut`: "A" or "B" for the CIFAR ResNets, None or "" for all others. `widths` (None: as published) and `maps`:
-    see `Layout`. digits_cnn reads (N, 1, 8, 8), all others (N, 3, H, W), the VGGs
-    from 32 x 32 on. Raises ValueError for what does not fit.
+    see `Layout`. digits_cnn reads (N, 1, 8, 8), all others (N, 3, H, W), the VGGs from 32 x 32
+    on. Raises ValueError for what does not fit.
     """
     choose("model", name, NAMES)
     plan, shortcut = PLANS[name], shortcut or None
