@@ -13,28 +13,8 @@ from dataclasses import replace
 from itertools import chain, product
 
 from ffrlib.files import REPOSITORY
-from ffrlib.scales import (
-    BASES,
-    CUT_BY_LOSS,
-    FFR_NETS,
-    FIRST,
-    FRESH,
-    FURTHER,
-    HGSR_NETS,
-    HSQ_GL12,
-    SEEDS,
-    TOGETHER,
-)  # fmt: skip
-from ffrlib.spec import (
-    CRITERIA,
-    SCALES,
-    ActivationControl,
-    FlowPenalty,
-    Pruning,
-    RunSpec,
-    WeightPenalty,
-    choose,
-)  # fmt: skip
+from ffrlib.scales import BASES, CUT_BY_LOSS, FFR_NETS, FIRST, FRESH, FURTHER, HGSR_NETS, HSQ_GL12, SEEDS, TOGETHER
+from ffrlib.spec import CRITERIA, SCALES, ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, choose
 
 STRONGER = {("laptop", "resnet20"): {"control": 0.01, "both": 0.03}}  # beyond the grid (docs/protocol.md)
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
