@@ -51,7 +51,8 @@ replicate: $(ENVIRONMENT)  ## train the quick scale again from nothing and compa
 test: export OMP_NUM_THREADS ?= 1
 test: $(ENVIRONMENT)  ## unit tests, the notebooks, the published tables, and a replication of a sample
 	@$(PY) -m pytest -q $(SPREAD)
-	@$(if $(NOTEBOOKS),$(PY) -m pytest -q $(SPREAD) -p no:cacheprovider --nbval-lax --nbval-current-env $(NOTEBOOKS))
+	@$(if $(NOTEBOOKS),$(PY) -m pytest -q $(SPREAD) -p no:cacheprovider --nbval-lax --nbval-current-env \
+	    --nbval-kernel-startup-timeout 600 $(NOTEBOOKS))
 	@$(PY) -m ffrlib.check
 	@$(if $(filter never,$(SAMPLE)),,$(PY) -m ffrlib.notebooks sample)
 

@@ -30,7 +30,7 @@ def without_time(record: dict) -> dict:
     return {name: record[name] for name in ("settings", "status", "curve")} | {"metrics": metrics}
 
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=600):
     """The first true value of `what()`."""
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -70,7 +70,7 @@ class Cluster:
 
     def running(self, number):
         """The folders in which a worker has a run in progress."""
-        return list((self.folder / f"worker-{number}").rglob("tmp*"))
+        return list((self.folder / f"worker-{number}").glob("dask-scratch-space/*/tmp*"))
 
     def kill_worker(self, number):
         """kill -9 in the middle of a run; if the first one is over after half a second, in the next."""
@@ -92,7 +92,7 @@ def dask(tmp_path, results, monkeypatch):
 
 
 def on(dask, specs, root=None, **options) -> Summary:
-    return run_specs(specs, root, scheduler=dask.address, progress=False, **{"minutes": 3} | options)
+    return run_specs(specs, root, scheduler=dask.address, progress=False, **{"minutes": 30} | options)
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_a_killed_worker_costs_no_record_and_changes_none(dask, results, tmp_pat
     killer.start()
     assert on(dask, SPECS) == Summary(trained=6)
     killer.join()
-    assert dask.workers[0].wait() == -signal.SIGKILL and dask.workers[1].poll() is None
+    assert dask.workers[0].wait(60) == -signal.SIGKILL and dask.workers[1].poll() is None
     records = [path for path in written if path.suffix == ".json"]
     assert sorted(records) == sorted(store.record_path(spec) for spec in SPECS)  # each once
     for spec in SPECS:
@@ -140,10 +140,10 @@ def test_time_runs_out_and_what_was_begun_comes_home(dask, monkeypatch):
     assert on(dask, [CUT]) == Summary(trained=1)  # the worker has loaded torch now: no race with that
     waiting = replace(ENDLESS, seed=1)
     before = time.monotonic()
-    assert on(dask, [CUT, ENDLESS, waiting], minutes=0.2) == Summary(reused=1, missing=2)
-    assert time.monotonic() - before < 50
+    assert on(dask, [CUT, ENDLESS, waiting], minutes=0.5) == Summary(reused=1, missing=2)
+    assert time.monotonic() - before < 150
     assert cache_path("checkpoints", ENDLESS, None).exists()  # waiting's may be there: ENDLESS stops before the limit
-    wait_for(lambda: not dask.running(0), 10)
+    wait_for(lambda: not dask.running(0))
     monkeypatch.setenv("FFR_TRAIN", "never")
     assert on(dask, [CUT, ENDLESS]) == Summary(reused=1, missing=1)
 

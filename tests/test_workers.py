@@ -72,8 +72,8 @@ def test_two_calls_train_a_run_once(tmp_path, monkeypatch):
 def test_who_waits_stops_at_its_deadline(tmp_path):
     with held(BASE, tmp_path, 600) as other:
         begun = time.monotonic()
-        assert workers.start_job(BASE, [], tmp_path, "cpu", 1, time.monotonic() + 0.2)
-        assert 0.2 <= time.monotonic() - begun < 30
+        assert workers.start_job(BASE, [], tmp_path, "cpu", 1, time.monotonic() + 2)
+        assert 2 <= time.monotonic() - begun < 120
         other.kill()
 
 
@@ -150,5 +150,5 @@ def test_what_another_call_is_making_has_its_turn_at_the_end(tmp_path, capsys):
             time.sleep(0.1)
         assert store.lookup(BASE, tmp_path) is None and bar.n == 1
         other.kill()
-    call.join(120)
+    call.join(600)
     assert store.lookup(BASE, tmp_path) and bar.n == 2
