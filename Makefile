@@ -5,6 +5,7 @@ SEEDS ?=
 STALE ?=
 DEVICE ?=
 SAMPLE ?=
+LAB ?=
 SCHEDULER ?=
 export FFR_STALE := $(STALE)
 export FFR_SCHEDULER := $(SCHEDULER)
@@ -57,8 +58,8 @@ test: $(ENVIRONMENT)  ## unit tests, the notebooks, the published tables, and a 
 	@$(if $(filter never,$(SAMPLE)),,$(PY) -m ffrlib.notebooks sample)
 
 # The whole repository is the root: notebooks link to docs and results, which lie beside their folder.
-lab: $(ENVIRONMENT)  ## JupyterLab at the start notebook
-	@$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" notebooks/00_start_here.ipynb
+lab: $(ENVIRONMENT)  ## JupyterLab at the start notebook (LAB=--allow-root and the like go to it)
+	@$(PY) -m jupyterlab $(LAB) --ServerApp.root_dir="$(CURDIR)" notebooks/00_start_here.ipynb
 
 tables: $(ENVIRONMENT)  ## every table and figure from the records alone, nothing is trained (SCALE)
 	@$(PY) -m ffrlib.notebooks tables --scale $(SCALE)

@@ -28,7 +28,7 @@ from ffrlib import catalogue, measure, store
 from ffrlib.files import REPOSITORY, write_atomically
 from ffrlib.jobs import load_images, run_job, starting_model
 from ffrlib.regularizers.weight import matched_strength
-from ffrlib.spec import CRITERIA, Recipe, RunSpec
+from ffrlib.spec import CRITERIA, Recipe, RunSpec, choose
 from ffrlib.together import train_together
 from ffrlib.training import Trainer, learning_rates, precision
 
@@ -116,6 +116,10 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="only arms without strengths: to go on after a break")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after this many")
     given, begun = parser.parse_args(), time.monotonic()
+    choose("--scale", given.scale, catalogue.BASES)
+    choose("--net", given.net, catalogue.BASES[given.scale])
+    for arm in given.arms:
+        choose("arm", arm, [*CRITERIA, *catalogue.FLOW_ARMS, "network_slimming"])
     known = [arm for arm in given.arms if catalogue.strengths(given.scale, given.net, arm)]
     arms = [arm for arm in given.arms if not (given.missing and arm in known)]
     if not arms:

@@ -14,7 +14,9 @@ from itertools import chain, product
 
 from ffrlib.files import REPOSITORY
 from ffrlib.scales import BASES, CUT_BY_LOSS, FFR_NETS, FIRST, FRESH, FURTHER, HGSR_NETS, HSQ_GL12, SEEDS, TOGETHER
-from ffrlib.spec import CRITERIA, SCALES, ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, choose
+from ffrlib.spec import (
+    CRITERIA, SCALES, ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, choose, require,
+)  # fmt: skip
 
 STRONGER = {("laptop", "resnet20"): {"control": 0.01, "both": 0.03}}  # beyond the grid (docs/protocol.md)
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
@@ -119,16 +121,17 @@ def cuts(base: RunSpec, scores, amounts, budget: str, epochs: int, lr: float, **
 
 
 FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # epochs, learning rate
+TOLERANCES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the rise of the loss; beyond them where minutes count less: 1 and 2
 
 
 def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
-    epochs, lr = FINE_TUNE[scale]
+    (epochs, lr), tolerances = FINE_TUNE[scale], TOLERANCES + ((1.0, 2.0) if scale != "laptop" else ())
     for net in CUT_BY_LOSS[scale]:
         base = BASES[scale][net]
         penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
         for start in (base, *penalised):
             yield net_priority(net, 2), start
-            for spec in cuts(start, ["loss_increase"], (0.02, 0.05, 0.1, 0.2, 0.5), "loss_tolerance", epochs, lr):
+            for spec in cuts(start, ["loss_increase"], tolerances, "loss_tolerance", epochs, lr):
                 yield 3 + later(net), spec
 
 
@@ -264,6 +267,7 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
     `seeds`: how many, 0 for the scale's own number. Raises ValueError for an unknown scale or experiment.
     """
     choose("scale", scale, SCALES)
+    require(seeds >= 0, "seeds", seeds, "a number of seeds, 0 for the scale's own")
     if experiment:
         choose("experiment", experiment, RUNS)
     found: dict[RunSpec, tuple] = {}

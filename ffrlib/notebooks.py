@@ -114,6 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda; default: the notebook's own")
     given = parser.parse_args(arguments)
     choose("--scale", given.scale, SCALES)
+    if given.device:
+        choose("--device", given.device, ("cpu", "cuda"))
+    require(given.workers >= 0, "--workers", given.workers, "a number of processes, 0 for one a core")
+    require((given.seeds or 0) >= 0, "--seeds", given.seeds, "a number of seeds, 0 for the notebook's own")
     own = {"seeds": given.seeds, "device": given.device}
     parameters = {"scale": given.scale, "workers": given.workers} | {n: v for n, v in own.items() if v}
     fresh = BUILD / given.task if given.task in ("replicate", "sample") else None

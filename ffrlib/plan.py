@@ -52,9 +52,10 @@ def image_seconds(records: list[dict]) -> dict[tuple, float]:
     return {place: statistics.median(seconds) for place, seconds in found.items()}
 
 
-def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int = 0) -> str:
+def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int = 0, net: str = "") -> str:
     """What would run, and how many minutes it takes at the speeds that the records of this scale measured, or those of
-    all scales where this one has none; and how many the whole would have taken. `seeds`: as in `catalogue.specs`.
+    all scales where this one has none; and how many the whole would have taken. `seeds`: as in `catalogue.specs`;
+    `net`: only this one.
 
     A net without a record is priced by its MACs, at the speed of the net nearest in MACs (on the same set, if any).
     """
@@ -66,7 +67,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int
     seen = set()
     for name in [experiment] if experiment else catalogue.RUNS:
         minutes, guessed, unknown, count = 0.0, set(), set(), 0
-        own = catalogue.specs(scale, name, seeds)
+        own = [s for s in catalogue.specs(scale, name, seeds) if net in ("", s.model)]
         for spec in own:
             if spec in seen:
                 continue
@@ -88,7 +89,8 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int
                 unknown.add(spec.model)
         total += minutes
         lines.append(f"{name:18} {count:4} of {len(own):4} runs to make, {minutes:7.1f} min")
-        groups = itertools.groupby(catalogue.unchosen(name, scale), key=lambda pair: pair[0])
+        asked = [pair for pair in catalogue.unchosen(name, scale) if net in ("", pair[0])]
+        groups = itertools.groupby(asked, key=lambda pair: pair[0])
         lacking = "; ".join(f"{net}: {', '.join(arm for _, arm in pairs)}" for net, pairs in groups)
         for what, names in (("priced by MACs", guessed), ("not priced, no record tells the speed", unknown)):
             lines += [f"    {what}: {', '.join(sorted(names))}"] if names else []

@@ -39,7 +39,7 @@ from ffrlib.jobs import (
     trainer_of,
 )  # fmt: skip
 from ffrlib.models import published
-from ffrlib.spec import RunSpec, base_of, choose
+from ffrlib.spec import MODELS, RunSpec, base_of, choose, require
 from ffrlib.together import train_together
 from ffrlib.training import deterministic
 from ffrlib.workers import Job, claimed, drop_outdated, on_cores, short_of_memory, start_job, still_missing
@@ -269,12 +269,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes, and stop")
     given = parser.parse_args(arguments)
     try:
+        if net := given.model:
+            choose("--model", net, MODELS)
+        require(given.workers >= 0, "--workers", given.workers, "a number of processes, 0 for one a core")
         if given.plan:
-            return print(plan.plan(given.scale, given.experiment or None, given.workers or cores(), given.seeds))
+            return print(plan.plan(given.scale, given.experiment or None, given.workers or cores(), given.seeds, net))
         if given.deterministic:
             deterministic()
         specs = catalogue.specs(given.scale, given.experiment or None, given.seeds)
-        specs = [s for s in specs if given.model in ("", s.model)]
+        specs = [s for s in specs if net in ("", s.model)]
+        if not specs:
+            return print(f"The catalogue has no such run of {net} at scale {given.scale}.")
         if given.out:  # what the main store holds need not be made again
             specs = [s for s in specs if store.current(s) is None]
             bring_bases(specs, given.out)

@@ -51,8 +51,9 @@ def choose(what: str, value: Any, allowed) -> None:
     allowed = list(allowed)
     if value in allowed:
         return
-    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    plain = {str(a).lower(): str(a) for a in allowed}
+    near = difflib.get_close_matches(str(value).lower(), plain, n=1, cutoff=0.4)
+    hint = f"; did you mean {plain[near[0]]!r}?" if near else "."
     raise ValueError(f"{what} is {value!r}, which is none of {', '.join(map(repr, allowed))}{hint}")
 
 

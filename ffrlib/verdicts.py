@@ -6,6 +6,7 @@ prose (see `ffrlib.prose`). All effects are in points: of accuracy, or of a shar
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
@@ -146,4 +147,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()
