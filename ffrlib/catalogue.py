@@ -15,7 +15,15 @@ from itertools import chain, product
 from ffrlib.files import REPOSITORY
 from ffrlib.scales import BASES, CUT_BY_LOSS, FFR_NETS, FIRST, FRESH, FURTHER, HGSR_NETS, HSQ_GL12, SEEDS, TOGETHER
 from ffrlib.spec import (
-    CRITERIA, SCALES, ActivationControl, FlowPenalty, Pruning, RunSpec, WeightPenalty, choose, require,
+    CRITERIA,
+    SCALES,
+    ActivationControl,
+    FlowPenalty,
+    Pruning,
+    RunSpec,
+    WeightPenalty,
+    choose,
+    require,
 )  # fmt: skip
 
 STRONGER = {("laptop", "resnet20"): {"control": 0.01, "both": 0.03}}  # beyond the grid (docs/protocol.md)
