@@ -18,7 +18,8 @@ NOTES = {  # what a reader of a table must know beside it
     "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
            "the same row (`latency_left` is their ratio). Quiet ones: results/benchmarks/latency.md.",
     "confirmation": " Leads in points: of prunable weights, before (on the seeds that chose the strengths) and on n "
-                    "fresh seeds, of which the verdict is; and of test accuracy with channels cut and no fine-tuning.",
+                    "fresh seeds, of which the verdict is; and, on these, of test accuracy: with channels cut and no "
+                    "fine-tuning, as trained, and with each net's own prunable weights removed.",
     "other_choices": " Leads in points of prunable weights, with strengths chosen by other rules than the protocol's "
                      "(within 1). Decides nothing.",
 }  # fmt: skip

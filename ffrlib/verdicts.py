@@ -14,7 +14,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from ffrlib import catalogue, prose, store, tables
+from ffrlib import catalogue, firmness, prose, rendering, store, tables
 from ffrlib.claims import Part, against_baselines, at_equal_accuracy, crossing, cut_by_loss
 from ffrlib.decide import MOST, PAIRS, judge
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
@@ -52,7 +52,8 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     failing = [j for j in deciding if verdict == "not supported" == j["verdict"]]
     weakest = min(failing or deciding, key=lambda j: (j["n"] > 0, (j["mean"] or 0) - j["at_least"]), default=None)
     waiting = [j for j in deciding if j["verdict"] == "undecided"]
-    seeds = max((j["seeds_needed"] for j in waiting), default=PAIRS) if verdict == "undecided" else 0
+    needs = [j["seeds_needed"] for j in waiting] or [PAIRS]  # a part that more seeds cannot decide holds up the verdict
+    seeds = max(needs) if verdict == "undecided" and all(needs) else 0
     arms = {k for p, j in zip(parts, judged) if j in waiting for k in p.keys if k}
     effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
@@ -90,8 +91,31 @@ def effect_text(e: dict | None) -> str:
     return f"{e['mean']:+.2f}{limits}, n = {e['n']}"
 
 
-def markdown(found: list[dict]) -> str:
-    """verdicts.md: one row a verdict, then the parts of each that has any pair."""
+def on_fresh_seeds(records: list[dict]) -> list[str]:
+    """The lines of verdicts.md on the parts that were tested again, on seeds that had no part in choosing strengths."""
+    columns, lines = ["claim", "net", "part", "lead before", "lead", "n", "verdict"], []
+    for scale in SCALES:
+        own = [r for r in records if r["scale"] == scale]
+        tested = firmness.confirmation(
+            scale, *(tables.frame_of(tables.seeds_of(own, fresh)) for fresh in (False, True))
+        )
+        shown = rendering.readable(tested)[columns].to_numpy().tolist() if len(tested) else []
+        lines += [f"| {' | '.join([scale, *row])} |" for row in shown]
+    about = "Parts in prunable weights, tested once more on seeds that chose nothing, at the strengths chosen before."
+    head = [
+        "",
+        "## On fresh seeds",
+        "",
+        about,
+        "",
+        f"| scale | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    return head + lines if lines else []
+
+
+def markdown(found: list[dict], fresh: list[str] = ()) -> str:
+    """verdicts.md: one row a verdict, then the lines `fresh`, then the parts of each verdict that has any pair."""
     lines = ["# Verdicts", "", "Generated from the records by the rules of [the protocol](../docs/protocol.md).",
              "Effects are in points of accuracy, or of a share in percent.", "",
              f"The version of the protocol that they follow is {protocol()} (the start of its SHA-256).",
@@ -114,6 +138,7 @@ def markdown(found: list[dict]) -> str:
         waiting = [f"{v['claim']} {v['net']} on {v['set']}" for v in found if v not in some and v["scale"] == scale]
         why = f"Undecided at `{scale}` for want of any pair (not run, or no strength within a point of the plain net): "
         lines += ["", why + "; ".join(waiting) + "."] if waiting else []
+    lines += fresh
     for v in some:
         lines += ["", f"## {v['claim']}{analogue(v)}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
                   "| part | decides | verdict | effect [95 % interval] | p above b, below m (Holm) | records |",
@@ -130,7 +155,11 @@ def write(records: list[dict], root: Path | None = None) -> list[Path]:
     found, root = verdicts(records), Path(root or results_folder())
     dump = lambda what: json.dumps(what, indent=1, sort_keys=True) + "\n"  # noqa: E731
     numbers = prose.values(records, found)
-    files = {"verdicts.md": markdown(found), "verdicts.json": dump(found), "values.json": dump(numbers)}
+    files = {
+        "verdicts.md": markdown(found, on_fresh_seeds(records)),
+        "verdicts.json": dump(found),
+        "values.json": dump(numbers),
+    }
     return [write_atomically(root / name, content) for name, content in files.items()]
 
 

@@ -73,12 +73,15 @@ def test_fresh_seeds_stand_alone(tmp_path):
         for seed in (0, 1, *FRESH[:6]):
             share = (0.2 if seed in FRESH else 0.7) + 0.4 * squared + 0.0001 * (seed % 7)
             records.append(keep(tmp_path, replace(spec, seed=seed), removable_weight_share=share,
-                                cut_30_test_accuracy=50.0 + 5 * squared))  # fmt: skip
+                                cut_30_test_accuracy=50.0 + 5 * squared, test_accuracy=90.0 + squared,
+                                weights_removed_test_accuracy=90.0 - 2 * squared))  # fmt: skip
     made = firmness.firm_tables("quick", records)
     rows = made["confirmation"].set_index("part")
     row = rows.loc[f"{catalogue.HSQ_GL12} - group_l12"]
     assert (row["n"], row["verdict"]) == (6, "supported") and row["lead"] == pytest.approx(40)
     assert row["lead before"] == pytest.approx(40) and row["lead with 30 % of the channels cut"] == pytest.approx(5)
+    assert row["lead in test accuracy"] == pytest.approx(1)
+    assert row["lead in test accuracy without these weights"] == pytest.approx(-2)
     assert set(rows["verdict"].drop(row.name)) == {"undecided"} and len(rows) == 10
     assert set(made["runs"]["n"]) == {6} and made["runs"]["removable_weight_share"].max() < 0.65
     strengths = tables.experiment_tables("1_hgsr_criteria", "quick", records)["strengths"]
