@@ -279,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
         specs = catalogue.specs(given.scale, given.experiment or None, given.seeds)
         specs = [s for s in specs if net in ("", s.model)]
         if not specs:
-            return print(f"The catalogue has no such run of {net} at scale {given.scale}.")
+            print(f"The catalogue asks for no such run of {net} at scale {given.scale}.", file=sys.stderr)
         if given.out:  # what the main store holds need not be made again
             specs = [s for s in specs if store.current(s) is None]
             bring_bases(specs, given.out)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_tables import PLAIN, keep
 
-from ffrlib import catalogue, claims, firmness, rendering, tables
+from ffrlib import catalogue, claims, firmness, rendering, tables, verdicts
 from ffrlib.scales import FRESH
 from ffrlib.spec import key
 from ffrlib.tables import NOT_REACHED
@@ -83,6 +83,8 @@ def test_fresh_seeds_stand_alone(tmp_path):
     assert row["lead in test accuracy"] == pytest.approx(1)
     assert row["lead in test accuracy without these weights"] == pytest.approx(-2)
     assert set(rows["verdict"].drop(row.name)) == {"undecided"} and len(rows) == 10
+    lines = [line for line in verdicts.on_fresh_seeds(records) if line.startswith("| quick |")]
+    assert len(lines) == 10 and sum(line.endswith("| 6 | supported |") for line in lines) == 1
     assert set(made["runs"]["n"]) == {6} and made["runs"]["removable_weight_share"].max() < 0.65
     strengths = tables.experiment_tables("1_hgsr_criteria", "quick", records)["strengths"]
     assert set(strengths["n"]) == {0, 2}

@@ -94,3 +94,8 @@ def test_a_number_of_seeds_is_priced_as_it_would_run(results):
     for seeds, count in zip((1, 0), counts):
         assert f"{count} of {count} runs to make" in " ".join(plan.plan("quick", "4_ffr_flow", 1, seeds).split())
     assert counts[0] * 4 < counts[1]
+
+
+def test_the_plan_of_one_net_leaves_the_others_out():
+    text = plan.plan("laptop", net="resnet20")
+    assert "1_hgsr_criteria       0 of    0" in text and "speed: resnet20" in text and "alexnet" not in text

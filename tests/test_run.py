@@ -430,6 +430,16 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_misspelt_net_or_a_number_below_none_is_one_sentence(plan):
+    with pytest.raises(SystemExit, match="--model is 'digits-cnn'.*did you mean 'digits_cnn'"):
+        run.main([*plan, "--model", "digits-cnn"])
+    with pytest.raises(SystemExit, match="--workers is -3"):
+        run.main([*plan, "--workers", "-3"])
+    with pytest.raises(SystemExit, match="seeds is -1"):
+        run.main([*plan, "--seeds", "-1"])
+
+
 def test_the_command_line_packs_what_must_travel(tmp_path, monkeypatch, capsys):
     from ffrlib import catalogue
 
