@@ -102,11 +102,14 @@ def choose_strengths(strengths: list[float], found, plain: float, count: int, by
     return [strengths[k] for k in places]
 
 
+ARMS = [*CRITERIA, *catalogue.FLOW_ARMS, "network_slimming"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--scale", default="quick")
     parser.add_argument("--net", default="digits_cnn")
-    parser.add_argument("--arms", nargs="*", default=[*CRITERIA, *catalogue.FLOW_ARMS, "network_slimming"])
+    parser.add_argument("--arms", nargs="*", default=ARMS)
     parser.add_argument("--centre", type=float, default=3e-4, help="L1's strength at the centre")
     parser.add_argument("--push", type=float, default=0.03, help="the centre of FFR's arms, 100 times that of slimming")
     parser.add_argument("--count", type=int, default=5)
@@ -119,7 +122,7 @@ def main() -> None:
     choose("--scale", given.scale, catalogue.BASES)
     choose("--net", given.net, catalogue.BASES[given.scale])
     for arm in given.arms:
-        choose("arm", arm, [*CRITERIA, *catalogue.FLOW_ARMS, "network_slimming"])
+        choose("arm", arm, ARMS)
     known = [arm for arm in given.arms if catalogue.strengths(given.scale, given.net, arm)]
     arms = [arm for arm in given.arms if not (given.missing and arm in known)]
     if not arms:

@@ -101,9 +101,15 @@ def confirmation(scale: str, usual: pd.DataFrame, fresh: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(rows)
 
 
+def split(records: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records of the usual seeds, and of the fresh ones, each as a frame."""
+    usual, fresh = (tables.frame_of(tables.seeds_of(records, which)) for which in (False, True))
+    return usual, fresh
+
+
 def firm_tables(scale: str, records: list[dict]) -> dict[str, pd.DataFrame]:
     """The tables of the last experiment from all records of a scale, without those that have no row."""
-    usual, fresh = (tables.frame_of(tables.seeds_of(records, which)) for which in (False, True))
+    usual, fresh = split(records)
     made = {"confirmation": confirmation(scale, usual, fresh), "other_choices": other_choices(scale, usual)}
     made |= tables.experiment_tables(catalogue.FIRM, scale, records)
     return {name: table for name, table in made.items() if len(table)}

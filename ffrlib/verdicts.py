@@ -95,22 +95,12 @@ def on_fresh_seeds(records: list[dict]) -> list[str]:
     """The lines of verdicts.md on the parts that were tested again, on seeds that had no part in choosing strengths."""
     columns, lines = ["claim", "net", "part", "lead before", "lead", "n", "verdict"], []
     for scale in SCALES:
-        own = [r for r in records if r["scale"] == scale]
-        tested = firmness.confirmation(
-            scale, *(tables.frame_of(tables.seeds_of(own, fresh)) for fresh in (False, True))
-        )
+        tested = firmness.confirmation(scale, *firmness.split([r for r in records if r["scale"] == scale]))
         shown = rendering.readable(tested)[columns].to_numpy().tolist() if len(tested) else []
         lines += [f"| {' | '.join([scale, *row])} |" for row in shown]
     about = "Parts in prunable weights, tested once more on seeds that chose nothing, at the strengths chosen before."
-    head = [
-        "",
-        "## On fresh seeds",
-        "",
-        about,
-        "",
-        f"| scale | {' | '.join(columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    head = ["", "## On fresh seeds", "", about, "", f"| scale | {' | '.join(columns)} |",
+            "|---" * (len(columns) + 1) + "|"]  # fmt: skip
     return head + lines if lines else []
 
 
@@ -155,11 +145,8 @@ def write(records: list[dict], root: Path | None = None) -> list[Path]:
     found, root = verdicts(records), Path(root or results_folder())
     dump = lambda what: json.dumps(what, indent=1, sort_keys=True) + "\n"  # noqa: E731
     numbers = prose.values(records, found)
-    files = {
-        "verdicts.md": markdown(found, on_fresh_seeds(records)),
-        "verdicts.json": dump(found),
-        "values.json": dump(numbers),
-    }
+    text = markdown(found, on_fresh_seeds(records))
+    files = {"verdicts.md": text, "verdicts.json": dump(found), "values.json": dump(numbers)}
     return [write_atomically(root / name, content) for name, content in files.items()]
 
 
