@@ -48,7 +48,6 @@ TARGETS = {  # case -> (what, at least or at most, figure)
     "cuda epoch of vgg16": ("seconds", "<=", 1.0),
     "cuda eight resnet20 together": ("times one after the other", ">=", 3),
 }  # fmt: skip
-COMPILED = ("vgg16",)  # on a GPU ffrlib.run compiles these in long runs: a path of its own there
 PARTS = (  # (what an operation counts as, words of its name); the first that fits
     ("convolutions", ("convolution",)), ("batch norm", ("batch_norm",)), ("ReLU", ("relu", "threshold", "clamp")),
     ("linear layers", ("mm", "linear")), ("pooling", ("pool",)), ("update of the weights", ("sgd", "foreach")),
@@ -148,6 +147,7 @@ def ours(spec: RunSpec, image_set: data.ImageSet, device: str, **options):
 
 
 PATHS = {"plain": plain, "on device": on_device, "ours": ours}
+COMPILING = {"ours": ours, "ours, compiled": functools.partial(ours, compiled=True)}
 
 
 def seconds_a_step(path, steps: int, device: str) -> float:
@@ -181,14 +181,11 @@ def from_nothing(net: str) -> float:
     return round(time.perf_counter() - start, 2)
 
 
-def compare(net: str, device: str, steps: int, repeats: int, count: int = 5000) -> dict:
+def compare(net: str, device: str, steps: int, repeats: int, count: int = 5000, paths=PATHS) -> dict:
     """Images a second of each path, medians of interleaved repeats; seconds until each had done its first step."""
     spec, found = spec_of(net), {}
     image_set = images(count, device)
     running, starts, memory = {}, {}, {}
-    paths = dict(PATHS)
-    if device == "cuda" and net in COMPILED:
-        paths["ours, compiled"] = functools.partial(ours, compiled=True)
     for name, path in paths.items():
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -208,8 +205,7 @@ def compare(net: str, device: str, steps: int, repeats: int, count: int = 5000) 
             times[name].append(seconds_a_step(path, steps, device))
     speed = {name: BATCH / statistics.median(t) for name, t in times.items()}
     found["images_per_second"] = {name: round(v, 1) for name, v in speed.items()}
-    found["times plain"] = round(speed["ours"] / speed["plain"], 2)
-    found["times on device"] = round(speed["ours"] / speed["on device"], 2)
+    found |= {f"times {name}": round(speed["ours"] / v, 2) for name, v in speed.items() if name != "ours"}
     found["seconds_to_first_step"] = starts
     found["spread_percent"] = {n: round(100 * (max(t) - min(t)) / statistics.median(t)) for n, t in times.items()}
     if memory:
@@ -444,6 +440,7 @@ def gpu_cases(minutes: float) -> dict:
         "cuda epoch of resnet56": lambda: epoch("resnet56"),
         "cuda deterministic mode": deterministic_mode,
         "cuda bare convolution": lambda: {"gflops": {"bfloat16": bare_convolution("cuda", torch.bfloat16)}},
+        "cuda vgg16 compiled": lambda: compare("vgg16", "cuda", 30, 3, paths=COMPILING),
     }
     for name, case in todo.items():
         if time.monotonic() - begun > 60 * minutes * 0.85:

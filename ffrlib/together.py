@@ -54,19 +54,29 @@ def capture(trainer: Trainer) -> None:
     checkpoint.load_state(trainer, kept)
 
 
-def epoch_seconds(trainer: Trainer) -> float:
-    """How long an epoch will take, from the second of two steps that leave no trace."""
-    kept = checkpoint.state(trainer)
-    trainer.begin_epoch()
+def advance_all(trainers: list[Trainer]) -> None:
+    """One step of each, captured ones on their own streams."""
+    for trainer in trainers:
+        with torch.cuda.stream(trainer.stream) if trainer.graph else nullcontext():
+            trainer.advance()
+
+
+def epoch_seconds(trainers: list[Trainer]) -> float:
+    """How long an epoch of them all takes, from the second of two steps that leave no trace: on a GPU together."""
+    kept = [checkpoint.state(trainer) for trainer in trainers]
+    for trainer in trainers:
+        trainer.begin_epoch()
     for _ in range(2):
-        synchronise(trainer.device)
+        synchronise(trainers[0].device)
         start = time.monotonic()
-        trainer.advance()
-        trainer.at.zero_()
-    synchronise(trainer.device)
-    took = time.monotonic() - start
-    checkpoint.load_state(trainer, kept)
-    return took * trainer.steps
+        advance_all(trainers)
+        synchronise(trainers[0].device)
+        took = time.monotonic() - start
+        for trainer in trainers:
+            trainer.at.zero_()
+    for trainer, state in zip(trainers, kept):
+        checkpoint.load_state(trainer, state)
+    return took * max(trainer.steps for trainer in trainers)
 
 
 def result(trainer: Trainer) -> Trained:
@@ -95,10 +105,10 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float | Non
     for trainer in trainers:
         if trainer in paths:
             checkpoint.restore(trainer, paths[trainer])
-        if trainer.device.type == "cuda" and not trainer.finished:
+        if trainer.device.type == "cuda" and not trainer.finished and trainer.graph is None:
             capture(trainer)
     active = [t for t in trainers if not t.finished]
-    slowest = sum(epoch_seconds(t) for t in active) if deadline < math.inf else 0.0
+    slowest = epoch_seconds(active) if active and deadline < math.inf else 0.0
     every = float(os.environ.get("FFR_CHECKPOINT_SECONDS", 60)) if every is None else every
     saved, unsaved = time.monotonic(), False
     while active:
@@ -115,10 +125,7 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float | Non
             trainer.begin_epoch()
         synchronise(active[0].device)  # the tables were filled on another stream
         for i in range(max(t.steps for t in active)):
-            for trainer in active:
-                if i < trainer.steps:
-                    with torch.cuda.stream(trainer.stream) if trainer.graph else nullcontext():
-                        trainer.advance()
+            advance_all([t for t in active if i < t.steps])
         synchronise(active[0].device)
         for trainer in active:
             trainer.end_epoch()

@@ -290,7 +290,7 @@ def test_time_runs_out_within_a_run_and_it_goes_on_later(trained, tmp_path, monk
 
 
 def test_a_cut_that_cannot_end_in_time_leaves_no_record(root, monkeypatch):
-    monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 1e6)
+    monkeypatch.setattr(together, "epoch_seconds", lambda trainers: 1e6)
     assert run_quietly([cut(epochs=1)], root, minutes=5) == Summary(missing=1)
     assert store.lookup(cut(epochs=1), root) is None
 

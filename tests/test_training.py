@@ -327,14 +327,14 @@ def test_paused_by_a_deadline_and_resumed_is_bitwise_equal(few, alone, tmp_path,
 
 def test_nothing_is_started_that_cannot_reach_its_next_checkpoint(few, tmp_path, clock, monkeypatch):
     path = tmp_path / "run.npz"
-    monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 10.0)
+    monkeypatch.setattr(together, "epoch_seconds", lambda trainers: 10.0)
     assert len(train(AGAIN, few, path, deadline=clock.now + 9).curve["loss"]) == 0 and not path.exists()
     assert len(train(AGAIN, few, path, deadline=clock.now + 40, must_finish=True).curve["loss"]) == 0
     assert len(train(AGAIN, few, path, deadline=clock.now + 50, must_finish=True).curve["loss"]) == 4
 
 
 def test_the_epoch_that_ends_a_run_waits_until_measuring_fits_in(few, tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(together, "epoch_seconds", lambda trainer: 10.0)
+    monkeypatch.setattr(together, "epoch_seconds", lambda trainers: 10.0)
     path, trainer = tmp_path / "run.npz", Trainer(AGAIN, few)
     more = {"report": lambda t: clock.pass_by(10), "closing": 2 * trainer.steps * trainer.batch}  # 20 s
     paused = train(AGAIN, few, path, deadline=clock.now + 55, **more)
@@ -371,7 +371,7 @@ print(store.lookup(spec, sys.argv[1])["provenance"]["deterministic"], torch.back
 def test_measuring_the_speed_leaves_no_trace(few, alone):
     trainer = Trainer(AGAIN, few)
     before = checkpoint.state(trainer)
-    assert 0 < epoch_seconds(trainer) < 60
+    assert 0 < epoch_seconds([trainer]) < 60
     assert same(before, checkpoint.state(trainer))
     assert same(weights_of(train_together([trainer])[0].model), weights_of(alone.model))
 
@@ -684,7 +684,7 @@ def test_capturing_and_measuring_leave_no_trace(name, digits, colours):
     before = checkpoint.state(trainer)
     capture(trainer)
     assert same(before, checkpoint.state(trainer))
-    assert epoch_seconds(trainer) > 0 and same(before, checkpoint.state(trainer))
+    assert epoch_seconds([trainer]) > 0 and same(before, checkpoint.state(trainer))
 
 
 @gpu
