@@ -40,7 +40,7 @@ from ffrlib.jobs import (
 )  # fmt: skip
 from ffrlib.models import published
 from ffrlib.spec import MODELS, RunSpec, base_of, choose, require
-from ffrlib.together import train_together
+from ffrlib.together import fitting, train_together
 from ffrlib.training import deterministic
 from ffrlib.workers import Job, claimed, drop_outdated, on_cores, short_of_memory, start_job, still_missing
 
@@ -119,6 +119,10 @@ def run_group(group: list[Job], root, device: str, deadline: float, bar, to_cut=
     compiled = first.model in COMPILED and first.recipe.epochs >= 50
     trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
     paths = [cache_path("checkpoints", s, root) for s, _ in new]
+    if trainers and not portable(first) and not any(path.exists() for path in paths):
+        fit = fitting(trainers, deadline, closing(images))  # rather fewer that end than many that do not
+        trainers = fit or trainers  # where none does, `train_together` says how long it takes
+    new = new[: len(trainers)]
 
     trained = train_together(trainers, paths, deadline=deadline, report=show_epoch, must_finish=not portable(first),
                              closing=closing(images))  # fmt: skip
@@ -139,6 +143,7 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
     shape, waiting = attrgetter("data", "train_size", "model", "shortcut", "width", "init", "recipe"), list(jobs)
     to_cut = {base for base, cuts in jobs if cuts}
     errors = []
+    torch.backends.cudnn.allow_tf32 = False  # where a record says float32, it was
 
     def to_train(job: Job) -> bool:
         return store.current(job[0], root) is None or needs_training(*job, root)

@@ -79,6 +79,20 @@ def epoch_seconds(trainers: list[Trainer]) -> float:
     return took * max(trainer.steps for trainer in trainers)
 
 
+def fitting(trainers: list[Trainer], deadline: float, closing: float = 0) -> list[Trainer]:
+    """As many of the first trainers as reach their ends together before `deadline`, by their measured speed."""
+    for trainer in trainers:
+        if trainer.device.type == "cuda" and trainer.graph is None:
+            capture(trainer)
+    for count in range(len(trainers), 0, -1):
+        some = trainers[:count]
+        left = max(t.spec.recipe.epochs - t.epoch for t in some)
+        after = sum(closing / (t.steps * t.batch) for t in some) / count
+        if time.monotonic() + (1.1 * left + after) * epoch_seconds(some) <= deadline:
+            return some
+    return []
+
+
 def result(trainer: Trainer) -> Trained:
     status = "diverged" if trainer.failure else "finished" if trainer.finished else "paused"
     return Trained(trainer.model.eval(), trainer.curve, status, trainer.seconds, trainer.failure)
@@ -116,9 +130,10 @@ def train_together(trainers: list[Trainer], checkpoints=None, every: float | Non
         epochs_ahead = max(t.spec.recipe.epochs - t.epoch for t in active) if must_finish else 1
         ending = [t for t in trainers if not t.failure and t.epoch + epochs_ahead >= t.spec.recipe.epochs]
         after = slowest / len(active) * sum(closing / (t.steps * t.batch) for t in ending)
-        if start + 1.1 * epochs_ahead * slowest + after > deadline:
-            if start + 1.1 * epochs_ahead * slowest < deadline:
-                need = f"{(1.1 * epochs_ahead * slowest + after) / 60:.1f} minutes"
+        need = 1.1 * epochs_ahead * slowest
+        if start + need + after > deadline:
+            if must_finish or start + need < deadline:
+                need = f"{(need + after) / 60:.1f} minutes"
                 print(f"Paused: to end and to measure what runs here takes about {need}.", file=sys.stderr, flush=True)
             break
         for trainer in active:

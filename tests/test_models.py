@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ffrlib import models
 from ffrlib.models.layers import PadShortcut
+from ffrlib.models.resnet import Projection
 
 # name, shortcut, parameters, MACs at 32x32 (digits: 8x8), weights of the counted convolutions; None: not published
 COUNTS = [
@@ -85,6 +86,19 @@ def test_small_resnets_are_torchvisions_with_other_widths(ours, theirs):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(x), oracle(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 8])
+def test_a_narrow_projection_has_the_gradient_of_a_strided_convolution(channels):
+    """With the stride inside, oneDNN wrote past its workspace: a crash or a wrong gradient for few channels."""
+    way = Projection(channels, 2 * channels).to(memory_format=torch.channels_last).eval()
+    x = torch.randn(32, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    (way(x) / len(x)).square().sum().backward()
+    weight = way.conv.weight.detach().double().requires_grad_()
+    y = nn.functional.conv2d(x.double().contiguous(), weight, stride=2) / (1 + way.bn.eps) ** 0.5  # a fresh batch norm
+    (y / len(x)).square().sum().backward()
+    torch.testing.assert_close(way.conv.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_tiny_resnet_is_torchvisions_with_a_small_stem():

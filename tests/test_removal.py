@@ -475,3 +475,9 @@ def test_a_channel_that_nobody_reads_is_removable_but_not_from_a_stream():
         with torch.no_grad():
             assert torch.equal(model(x), removal.mask(model, keep)(x))
             assert (model(x) - removal.shrink(model, keep)(x)).abs().max() < 1e-12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_deviation_is_rounding_in_float32_not_in_tf32():
+    model = net("resnet20", "A", dtype=torch.float32).cuda()
+    assert removal.worst_deviation(model, random_keep(model, 0.5, 1), images(model).cuda()) < 1e-5

@@ -333,6 +333,15 @@ def test_nothing_is_started_that_cannot_reach_its_next_checkpoint(few, tmp_path,
     assert len(train(AGAIN, few, path, deadline=clock.now + 50, must_finish=True).curve["loss"]) == 4
 
 
+def test_of_several_runs_as_many_are_begun_as_reach_their_ends(few, clock, monkeypatch):
+    monkeypatch.setattr(together, "epoch_seconds", lambda trainers: 10.0 * len(trainers))
+    trainers = [Trainer(replace(AGAIN, seed=k), few) for k in range(3)]  # four epochs: 44 s each, with the margin
+    for seconds, count in ((1e9, 3), (135, 3), (130, 2), (50, 1), (40, 0)):
+        assert together.fitting(trainers, clock.now + seconds) == trainers[:count]
+    images = trainers[0].steps * trainers[0].batch  # measuring takes as long as an epoch
+    assert together.fitting(trainers, clock.now + 135, images) == trainers[:2]
+
+
 def test_the_epoch_that_ends_a_run_waits_until_measuring_fits_in(few, tmp_path, clock, monkeypatch):
     monkeypatch.setattr(together, "epoch_seconds", lambda trainers: 10.0)
     path, trainer = tmp_path / "run.npz", Trainer(AGAIN, few)
@@ -589,6 +598,17 @@ def test_a_given_net_is_continued(few, alone):
     trainer = Trainer(replace(first, seed=8), few, model=model)
     assert same(weights_of(trainer.model), start)
     assert train_together([trainer])[0].curve["loss"][0] < alone.curve["loss"][0]
+
+
+def test_a_projection_carries_features_of_low_precision(few):
+    """Penalties are computed outside autocast: bfloat16 features meet the float32 weights of option B's projections."""
+    flow = FlowPenalty(0.01, 0.01, transition="shortcut")
+    for model, shortcut in (("resnet20", "B"), ("resnet18_small", "")):
+        recipe = Recipe(epochs=1, batch_size=32, lr=0.01)
+        spec = RunSpec("cifar10", model, shortcut, width=0.25, recipe=recipe, flow=flow)
+        low = replace(spec, recipe=replace(recipe, precision="bfloat16"))
+        a, b = (losses(Trainer(s, few), 1)[0, 1] for s in (spec, low))
+        assert b == pytest.approx(a, rel=0.02) and a > 0
 
 
 def test_no_epochs_leave_the_net_alone(few):

@@ -35,18 +35,26 @@ PLANS = {
 
 
 class Projection(nn.Sequential):
-    """Option B: 1x1 convolution of stride 2 and batch norm."""
+    """Option B: 1x1 convolution of stride 2 and batch norm. The pixels are skipped before the convolution: of few
+    channels in channels_last, oneDNN's gradient of a strided one writes past its workspace (its issue 6035)."""
 
     def __init__(self, earlier: int, later: int):
         super().__init__()
-        self.conv = nn.Conv2d(earlier, later, 1, stride=2, bias=False)
+        self.conv = nn.Conv2d(earlier, later, 1, bias=False)
         self.bn = nn.BatchNorm2d(later)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x[:, :, ::2, ::2]))
 
     def carry(self, x: torch.Tensor) -> torch.Tensor:
         """The same as a step of the flow: it leaves alone the running statistics, which `forward` has updated."""
-        if not self.training:
-            return self(x)
-        return F.batch_norm(self.conv(x), None, None, self.bn.weight, self.bn.bias, True, 0.0, self.bn.eps)
+        y = x.to(self.conv.weight.dtype)  # penalties are computed outside autocast, of features that may be bfloat16
+        if self.training:
+            y = self.conv(y[:, :, ::2, ::2])
+            y = F.batch_norm(y, None, None, self.bn.weight, self.bn.bias, True, 0.0, self.bn.eps)
+        else:
+            y = self(y)
+        return y.to(x.dtype)
 
 
 class Block(nn.Module):
