@@ -70,8 +70,8 @@ figures: $(ENVIRONMENT)  ## the pictures from the records
 check: $(ENVIRONMENT)  ## are all records valid, do all tables come out the same?
 	@$(PY) -m ffrlib.check
 
-plan: $(ENVIRONMENT)  ## what would run, and how many minutes it takes (SCALE, WORKERS, SEEDS, STALE)
-	@$(PY) -m ffrlib.run --plan --scale $(SCALE) --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS))
+plan: $(ENVIRONMENT)  ## what would run, and how many minutes it takes (SCALE, WORKERS, DEVICE, SEEDS, STALE)
+	@$(PY) -m ffrlib.run --plan --scale $(SCALE) --workers $(WORKERS) $(if $(DEVICE),--device $(DEVICE)) $(if $(SEEDS),--seeds $(SEEDS))
 
 data: $(ENVIRONMENT)  ## fetch CIFAR-10 (170 MB) into data/raw; other sets: python -m ffrlib.fetch NAME
 	@$(PY) -m ffrlib.fetch cifar10

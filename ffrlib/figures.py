@@ -280,8 +280,12 @@ def dots(frame: pd.DataFrame, measures: list[str], column: str = "arm") -> Figur
 
 def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
     """The leads of a table of `ffrlib.firmness`, a row a part: for each of {column: name} its mean and 95 % interval;
-    those right of the dashed line are large enough to matter."""
+    those right of the dashed line are large enough to matter. Rows of which nothing has been run are left out."""
     use_style()
+    run = table.reindex(columns=list(columns)).apply(pd.to_numeric, errors="coerce").notna().any(axis=1)
+    table = table[run] if run.any() else table
+    several = "net" in table and table["net"].nunique() > 1
+    where = [f" ({net})" if several else "" for net in table.get("net", table["part"])]
     fig = Figure(figsize=(6.4, 0.9 + 0.12 * (1.5 + len(columns)) * len(table)))
     ax = fig.subplots()
     for k, ((column, name), (colour, marker)) in enumerate(zip(columns.items(), LEADS)):
@@ -291,7 +295,7 @@ def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
         ax.errorbar(mean, y, xerr=(mean - low, high - mean), fmt=marker, color=colour, label=name, linewidth=1.2)
     ax.axvline(0, color=BLACK, linewidth=0.8)
     ax.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
-    ax.set_yticks(range(len(table)), [f"{c}: {short(p)}" for c, p in zip(table["claim"], table["part"])])
+    ax.set_yticks(range(len(table)), [f"{c}: {short(p)}{w}" for c, p, w in zip(table["claim"], table["part"], where)])
     ax.invert_yaxis()
     ax.set_xlabel(label)
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.75 / fig.get_size_inches()[1]), ncols=3, frameon=False)
@@ -308,7 +312,12 @@ def png(fig: Figure) -> bytes:
 
 def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
     """Writes figures/<scale>/<name>.png, .svg and .txt (what is to be seen, for those who cannot see it) of the store.
-    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version."""
+    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version. One
+    of which nothing has been run is not kept."""
+    if not any(ax.has_data() for ax in fig.axes):
+        for suffix in (".png", ".svg", ".txt"):
+            (results_folder() / "figures" / scale / f"{name}{suffix}").unlink(missing_ok=True)
+        return []
     svg, base = io.BytesIO(), results_folder() / "figures" / scale
     fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     contents = {".png": png(fig), ".svg": svg.getvalue(), ".txt": alt.strip() + "\n"}

@@ -7,8 +7,10 @@ import math
 import statistics
 from operator import attrgetter
 
+import torch
+
 from ffrlib import catalogue, jobs, measure, store
-from ffrlib.spec import RunSpec
+from ffrlib.spec import RunSpec, choose
 from ffrlib.training import new_model
 
 PLACE = attrgetter("data", "model", "shortcut", "width")  # what the time of an image hangs on
@@ -52,18 +54,28 @@ def image_seconds(records: list[dict]) -> dict[tuple, float]:
     return {place: statistics.median(seconds) for place, seconds in found.items()}
 
 
-def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int = 0, net: str = "") -> str:
-    """What would run, and how many minutes it takes at the speeds that the records of this scale measured, or those of
-    all scales where this one has none; and how many the whole would have taken. `seeds`: as in `catalogue.specs`;
-    `net`: only this one.
+def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int = 0, net: str = "",
+         device: str = "") -> str:  # fmt: skip
+    """What would run, and how many minutes it takes at the speeds that the records of this scale measured on this kind
+    of device, or those of all scales where this one has none; and how many the whole would have taken. `seeds`: as in
+    `catalogue.specs`; `net`: only this one; `device`: as in `run.run_specs` (of a GPU's runs, which go side by side, a
+    record holds its share of the time, so `workers` counts on a CPU alone).
 
     A net without a record is priced by its MACs, at the speed of the net nearest in MACs (on the same set, if any).
     """
-    known = image_seconds(store.load_all(scale=scale)[0])
+    device = device or ("cuda" if scale == "paper" and torch.cuda.is_available() else "cpu")
+    choose("device", device, ("cpu", "cuda"))
+    workers = workers if device == "cpu" else 1
+
+    def speeds(records: list[dict]) -> dict[tuple, float]:
+        return image_seconds([r for r in records if (r["provenance"]["device"] == "cpu") == (device == "cpu")])
+
+    known = speeds(store.load_all(scale=scale)[0])
     others = "" if known else ", at the speed of the other scales' records"
-    known = known or image_seconds(store.load_all()[0])
+    known = known or speeds(store.load_all()[0])
+    where = f"{workers} worker(s)" if device == "cpu" else "a GPU as fast as that of the records"
     rate, sizes = dict(known), {place: size(*place) for place in known}
-    lines, total, whole, more = [f"scale {scale}, {workers} worker(s){others * bool(known)}", ""], 0.0, 0.0, ""
+    lines, total, whole, more = [f"scale {scale}, {where}{others * bool(known)}", ""], 0.0, 0.0, ""
     seen = set()
     for name in [experiment] if experiment else catalogue.RUNS:
         minutes, guessed, unknown, count = 0.0, set(), set(), 0

@@ -278,7 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
             choose("--model", net, MODELS)
         require(given.workers >= 0, "--workers", given.workers, "a number of processes, 0 for one a core")
         if given.plan:
-            return print(plan.plan(given.scale, given.experiment or None, given.workers or cores(), given.seeds, net))
+            workers = given.workers or cores()
+            return print(plan.plan(given.scale, given.experiment or None, workers, given.seeds, net, given.device))
         if given.deterministic:
             deterministic()
         specs = catalogue.specs(given.scale, given.experiment or None, given.seeds)

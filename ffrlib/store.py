@@ -126,10 +126,12 @@ def _commit() -> tuple[str, bool | None]:
     def git(*words):
         return subprocess.check_output(["git", *words], cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
 
+    if named := os.environ.get("FFR_COMMIT"):  # of a copy of the files, whatever history lies beside it
+        return named, None
     try:  # results themselves do not make the code dirty
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "ffrlib", "notebooks/experiments"))
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("FFR_COMMIT", "unknown"), None
+        return "unknown", None
 
 
 def note_code() -> None:

@@ -386,3 +386,22 @@ def test_a_net_has_the_name_of_the_catalogue():
     bases = catalogue.BASES["paper"]
     assert [figures.net_name(base) for base in bases.values()] == list(bases)
     assert figures.net_name(RunSpec("cifar100", "resnet32", "B", scale="laptop")) == "resnet32"
+
+
+def test_a_figure_of_nothing_is_not_kept(results):
+    fig = Figure()
+    ax = fig.subplots()
+    ax.plot([1, 2], [3, 4])
+    assert all(path.exists() for path in figures.save(fig, "one", "quick", "a line")) and list(results.rglob("one.*"))
+    empty = Figure()
+    empty.subplots().annotate("not run", (0, 0))
+    assert figures.save(empty, "one", "quick", "nothing") == [] and not list(results.rglob("one.*"))
+
+
+def test_leads_leave_out_what_was_not_run_and_name_the_nets():
+    rows = [{"claim": "F1", "net": n, "part": "both - plain", "lead": v, "lead low": v, "lead high": v}
+            for n, v in (("a", "1.0"), ("b", "2.0"), ("c", "not run"))]  # fmt: skip
+    (ax,) = figures.leads(pd.DataFrame(rows), {"lead": "fresh seeds"}, "points").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["F1: FFR - plain (a)", "F1: FFR - plain (b)"]
+    (ax,) = figures.leads(pd.DataFrame(rows[:1]), {"lead": "fresh seeds"}, "points").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["F1: FFR - plain"]

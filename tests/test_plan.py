@@ -15,9 +15,9 @@ def _full_grids(monkeypatch, results):
     monkeypatch.setattr(catalogue, "strengths", lambda scale, net, arm: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
 
 
-def keep(spec, seconds_an_epoch):
+def keep(spec, seconds_an_epoch, **made):
     seconds = seconds_an_epoch * spec.recipe.epochs
-    made = store.provenance(spec, "cpu", torch.float32, "one", "digest", seconds)
+    made = store.provenance(spec, "cpu", torch.float32, "one", "digest", seconds) | made
     store.save(spec, "finished", {}, {"test_accuracy": 1.0}, made)
 
 
@@ -51,6 +51,19 @@ def test_a_net_without_a_record_is_priced_by_its_macs(monkeypatch):
         jobs.FORWARD * measure.passes(10000, 5000) + (10000 + 2 * 0.5 * 15000) * 0.4
     ) / 20000  # of the net, and of its half
     assert f"2 of 3 runs to make, {(2 + 0.5 + measured) * sizes[1] / sizes[0]:.1f} min priced by MACs: resnet56" in text
+
+
+def test_a_gpu_prices_no_cpu_and_has_no_workers(monkeypatch):
+    small, large = catalogue.BASES["laptop"]["resnet20"], catalogue.BASES["paper"]["resnet20"]
+    monkeypatch.setattr(catalogue, "specs", lambda scale, name, seeds=0: [large, replace(large, seed=1)])
+    keep(large, 0.6, device="some card")
+    keep(small, 60)
+    epochs = large.recipe.epochs + jobs.FORWARD * measure.passes(10000, 5000) / 45000
+    for device, workers, minutes in (("cpu", 2, epochs * 60 * 45 / 20 / 60 / 2), ("cuda", 2, epochs * 0.6 / 60)):
+        text = " ".join(plan.plan("paper", "4_ffr_flow", workers, device=device).split())
+        assert f"1 of 2 runs to make, {minutes:.1f} min" in text and ("worker" in text) == (device == "cpu")
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        plan.plan("paper", device="gpu")
 
 
 def test_a_scale_without_records_is_priced_by_the_others(monkeypatch):
