@@ -280,7 +280,7 @@ def dots(frame: pd.DataFrame, measures: list[str], column: str = "arm") -> Figur
 
 def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
     """The leads of a table of `ffrlib.firmness`, a row a part: for each of {column: name} its mean and 95 % interval;
-    those right of the dashed line are large enough to matter. Rows of which nothing has been run are left out."""
+    those right of the dashed line are large enough to matter. Rows without any are left out."""
     use_style()
     run = table.reindex(columns=list(columns)).apply(pd.to_numeric, errors="coerce").notna().any(axis=1)
     table = table[run] if run.any() else table
@@ -313,8 +313,8 @@ def png(fig: Figure) -> bytes:
 def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
     """Writes figures/<scale>/<name>.png, .svg and .txt (what is to be seen, for those who cannot see it) of the store.
     The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version. One
-    of which nothing has been run is not kept."""
-    if not any(ax.has_data() for ax in fig.axes):
+    of a scale, with nothing in it that was run, is not kept."""
+    if scale and not any(ax.has_data() for ax in fig.axes):
         for suffix in (".png", ".svg", ".txt"):
             (results_folder() / "figures" / scale / f"{name}{suffix}").unlink(missing_ok=True)
         return []
