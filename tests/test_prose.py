@@ -90,6 +90,7 @@ GIVEN = {
         "0.0005": "decay",
         "0.005": "decay",
         "45,000": "images",
+        "0.01": "strength",
         "0.03": "strength",
         "0.09": "strength",
     },
