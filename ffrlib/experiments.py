@@ -11,7 +11,7 @@ import os
 import pandas as pd
 from IPython.display import Image
 
-from ffrlib import catalogue, figures, store, tables, verdicts
+from ffrlib import catalogue, saving, store, tables, verdicts
 from ffrlib.spec import RunSpec, key, require
 
 
@@ -79,5 +79,5 @@ def show(fig, alt: str, name: str = "", scale: str = "") -> Image | None:
     if os.environ.get("FFR_PICTURES") == "never":  # a replication compares numbers
         return None
     if name and not sampling():
-        figures.save(fig, name, scale, alt)
-    return Image(figures.png(fig), alt=alt)
+        saving.save(fig, name, scale, alt)
+    return Image(saving.png(fig), alt=alt)

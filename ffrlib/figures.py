@@ -1,16 +1,14 @@
 """All pictures, in one style: colour-blind safe, lines named where they end, bands of 95 % intervals, good in print.
 
 Pictures are drawn from `rows` of the records of one net at one scale, and return a matplotlib Figure; where nothing was
-run they say so. `save` writes PNG and SVG that are the same bytes whenever the records are.
+run they say so. `saving` writes them.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from operator import attrgetter
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -19,7 +17,6 @@ from matplotlib.figure import Figure
 
 from ffrlib import tables
 from ffrlib.catalogue import middle, strengths
-from ffrlib.files import results_folder, write_atomically
 from ffrlib.scales import BASES
 from ffrlib.spec import CRITERIA, RunSpec, key
 
@@ -300,25 +297,3 @@ def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
     ax.set_xlabel(label)
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.75 / fig.get_size_inches()[1]), ncols=3, frameon=False)
     return fig
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-def png(fig: Figure) -> bytes:
-    """The picture as a PNG, without a date or version in it."""
-    file = io.BytesIO()
-    fig.savefig(file, format="png", metadata={"Software": None}, bbox_inches="tight")
-    return file.getvalue()
-
-
-def save(fig: Figure, name: str, scale: str, alt: str) -> list[Path]:
-    """Writes figures/<scale>/<name>.png, .svg and .txt (what is to be seen, for those who cannot see it) of the store.
-    The same figure gives the same bytes: the SVG's salt is fixed, and neither file holds a date or a version. One
-    of a scale, with nothing in it that was run, is not kept."""
-    if scale and not any(ax.has_data() for ax in fig.axes):
-        for suffix in (".png", ".svg", ".txt"):
-            (results_folder() / "figures" / scale / f"{name}{suffix}").unlink(missing_ok=True)
-        return []
-    svg, base = io.BytesIO(), results_folder() / "figures" / scale
-    fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-    contents = {".png": png(fig), ".svg": svg.getvalue(), ".txt": alt.strip() + "\n"}
-    return [write_atomically(base / f"{name}{suffix}", content) for suffix, content in contents.items()]

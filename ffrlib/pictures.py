@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from ffrlib import store, tables
 from ffrlib.catalogue import BASES, FFR_NETS, FLOW_ARMS, HGSR_NETS, HSQ_GL12
-from ffrlib.figures import BESIDE, BLUE, GREY, LOOKS, OTHERS, RED, near, panels, plot, rows, save
+from ffrlib.figures import BESIDE, BLUE, GREY, LOOKS, OTHERS, RED, near, panels, plot, rows
 from ffrlib.files import results_folder
+from ffrlib.saving import save
 from ffrlib.spec import CRITERIA, SCALES, RunSpec, key
 
 FIRST = {"1_hgsr_criteria": HGSR_NETS, "4_ffr_flow": FFR_NETS}  # the experiment that README shows of each paper

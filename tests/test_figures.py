@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from ffrlib import catalogue, experiments, figures, pictures, store, tables
+from ffrlib import catalogue, experiments, figures, pictures, saving, store, tables
 from ffrlib.run import Summary
 from ffrlib.spec import CRITERIA, ActivationControl, FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, key
 
@@ -225,7 +225,7 @@ def test_files_are_the_same_bytes_twice_and_hold_no_date(tmp_path, monkeypatch, 
     contents = []
     for _ in range(2):
         fig = figures.families(figures.rows(hgsr), [("removable_weight_share", "test_accuracy")])
-        contents.append([path.read_bytes() for path in figures.save(fig, "a", "quick", "What is to be seen.")])
+        contents.append([path.read_bytes() for path in saving.save(fig, "a", "quick", "What is to be seen.")])
     png, svg, text = contents[0]
     assert contents[0] == contents[1] and text == b"What is to be seen.\n"
     assert b"Matplotlib" not in svg and b"<dc:date>" not in svg and b"Software" not in png
@@ -394,10 +394,10 @@ def test_a_figure_of_nothing_is_not_kept(results):
     fig = Figure()
     ax = fig.subplots()
     ax.plot([1, 2], [3, 4])
-    assert all(path.exists() for path in figures.save(fig, "one", "quick", "a line")) and list(results.rglob("one.*"))
+    assert all(path.exists() for path in saving.save(fig, "one", "quick", "a line")) and list(results.rglob("one.*"))
     empty = Figure()
     empty.subplots().annotate("not run", (0, 0))
-    assert figures.save(empty, "one", "quick", "nothing") == [] and not list(results.rglob("one.*"))
+    assert saving.save(empty, "one", "quick", "nothing") == [] and not list(results.rglob("one.*"))
 
 
 def test_leads_leave_out_what_was_not_run_and_name_the_nets():

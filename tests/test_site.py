@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffrlib import figures, rendering, store, tables, verdicts
+from ffrlib import figures, rendering, saving, store, tables, verdicts
 from ffrlib.files import REPOSITORY
 from ffrlib.spec import key
 
@@ -168,7 +168,7 @@ def site(tmp_path_factory):
         verdicts.write(records)
         store.write_index()
         fig = figures.layer_sparsity(figures.rows(records).iloc[:0])
-        figures.save(fig, "made_up", "quick", "Nothing to be seen")
+        saving.save(fig, "made_up", "quick", "Nothing to be seen")
         shutil.copy(results / "figures/quick/made_up.png", results / "figures/readme.png")
     done = subprocess.run([sys.executable, str(REPOSITORY / "site" / "build.py"), "--out", str(out)], text=True,
                           capture_output=True, env=os.environ | {"FFR_RESULTS": str(results)})  # fmt: skip
