@@ -27,7 +27,7 @@ ALLOWED = {"accuracy": (0.3, 1.0), "share": (0.005, 0.02), "relative": (0.01, 0.
 
 
 def regenerated(records: list[dict], root: Path) -> list[str]:
-    """One line for each table, value or verdict under `root` that is not what `records` give."""
+    """One line for each table, value, verdict or row of the index under `root` that is not what `records` give."""
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
@@ -45,6 +45,9 @@ def regenerated(records: list[dict], root: Path) -> list[str]:
             elif (root / name).read_bytes() != (fresh / name).read_bytes():
                 wrong.append(f"{name}: differs from what the records give")
         known = json.loads((fresh / "values.json").read_text())
+    index, right = root / "INDEX.md", set(store.index_lines(records, [], root))
+    rows = [line for line in index.read_text().splitlines() if line.startswith("| [")] if index.exists() else []
+    wrong += [f"INDEX.md: no record gives the row {row}" for row in rows if row not in right]
     for path in prose.files():
         for name, shown, right in prose.numbers(path.read_text(), known):
             wrong.append(f"{path.name}: {name} is written {shown}, the records give {right or 'no such number'}")

@@ -255,10 +255,8 @@ def frame(records: list[dict]) -> pd.DataFrame:
     return pd.json_normalize(rows)
 
 
-def write_index(root: Path | None = None) -> Path:
-    """Regenerates INDEX.md: one line a record with its main numbers, by scale and net."""
-    root = Path(root or results_folder())
-    records, problems = load_all(root)
+def index_lines(records: list[dict], problems: list[Problem], root: Path) -> list[str]:
+    """The lines of INDEX.md: one a record under `root` with its main numbers, by scale and net."""
     lines = ["# Index of run records", "", f"{len(records)} records. Generated; do not edit.", ""]
     for folder, group in itertools.groupby(records, lambda record: Path(record["path"]).parent.relative_to(root)):
         lines += ["", f"## {folder.as_posix().removeprefix('runs/')}", ""]
@@ -269,5 +267,10 @@ def write_index(root: Path | None = None) -> Path:
             accuracy = f"{m['test_accuracy']:.2f}" if "test_accuracy" in m else ""
             numbers = f"{record['status']} | {accuracy} | {sparsity} | {record['provenance']['seconds']}"
             lines.append(f"| [{path.stem}]({(folder / path.name).as_posix()}) | {numbers} |")
-    lines += [f"| damaged: {p.path} | {p.why} | | | |" for p in problems]
-    return write_atomically(root / "INDEX.md", "\n".join(lines) + "\n")
+    return lines + [f"| damaged: {p.path} | {p.why} | | | |" for p in problems]
+
+
+def write_index(root: Path | None = None) -> Path:
+    """Regenerates INDEX.md under `root` (default: the results of this checkout)."""
+    root = Path(root or results_folder())
+    return write_atomically(root / "INDEX.md", "\n".join(index_lines(*load_all(root), root)) + "\n")
