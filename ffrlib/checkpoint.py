@@ -6,7 +6,10 @@ so that a checkpoint needs no generator's state and fits every device.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -57,9 +60,26 @@ def load_state(trainer, arrays: dict[str, np.ndarray]) -> None:
         setattr(trainer, name, head[name])
 
 
+@contextlib.contextmanager
+def ctrl_c_later():
+    """A Ctrl-C within acts behind it: interrupted as it writes, zipfile raises another error, and one more later."""
+    handler, seen = signal.getsignal(signal.SIGINT), []
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *args: seen.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if seen:
+        handler(*seen[0])
+
+
 def save(trainer, path: Path) -> None:
     """Writes a checkpoint. Raises OSError that names the file; an older checkpoint is then untouched."""
-    write_atomically(path, lambda file: np.savez(file, **state(trainer)))
+    with ctrl_c_later():
+        write_atomically(path, lambda file: np.savez(file, **state(trainer)))
 
 
 def threads(path: Path) -> int:

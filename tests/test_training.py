@@ -5,9 +5,12 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -465,6 +468,34 @@ def test_a_checkpoint_of_other_code_is_not_used_and_tells_its_threads(few, tmp_p
     assert checkpoint.threads(tmp_path / "none.npz") == 0
     monkeypatch.setattr(checkpoint, "code_hash", lambda *_: "other")
     assert not checkpoint.restore(Trainer(AGAIN, few), tmp_path / "run.npz")
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, which not every runner of tests leaves as it is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_acts_when_it_is_whole(few, tmp_path, monkeypatch, interruptible):
+    trainer, path, passed = write_checkpoint(few, tmp_path / "a.npz", epochs=1), tmp_path / "run.npz", []
+    opened = zipfile.ZipFile.open
+
+    def interrupted(archive, *args, **options):
+        signal.raise_signal(signal.SIGINT)
+        passed.append(args)
+        return opened(archive, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("zipfile.ZipFile.open", interrupted)
+        checkpoint.save(trainer, path)
+    assert len(passed) > 10 and checkpoint.restore(Trainer(AGAIN, few), path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    thread = threading.Thread(target=checkpoint.save, args=[trainer, tmp_path / "b.npz"])  # where no handler can be set
+    thread.start()
+    thread.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz", "run.npz"]
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_noticed(few, tmp_path):
