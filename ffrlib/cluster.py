@@ -97,6 +97,8 @@ def arrivals(client, running: dict, deadline: float) -> Iterator:
         yield from as_completed(list(running), timeout=left)
     except TimeoutError:
         started = {name for names in client.processing().values() for name in names}
+        # One that ended before this answer has its result on a worker by the next, whatever this client knows of it.
+        started |= {name for name, places in client.who_has(list(running)).items() if places}
         yield from as_completed([future for future in running if future.done() or future.key in started])
 
 

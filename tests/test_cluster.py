@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -114,9 +115,14 @@ def test_a_run_that_a_worker_cannot_make_does_not_stop_the_others(dask, results,
 @pytest.mark.slow
 def test_a_killed_worker_costs_no_record_and_changes_none(dask, results, tmp_path, monkeypatch):
     run_specs(SPECS, tmp_path / "alone", workers=1, progress=False)
+
+    def kill_the_first():  # with a run in progress and another worker to come
+        wait_for(lambda: dask.running(0))
+        dask.add_worker()
+        dask.kill_worker(0)
+
     dask.add_worker()
-    dask.add_worker()
-    written, killer = [], threading.Thread(target=dask.kill_worker, args=[0])
+    written, killer = [], threading.Thread(target=kill_the_first)
     write = files.write_atomically
     monkeypatch.setattr(cluster, "write_atomically", lambda path, content: written.append(path) or write(path, content))
     killer.start()
@@ -185,6 +191,20 @@ def test_a_run_whose_workers_die_again_and_again_ends_the_call(dask):
     with pytest.raises(RuntimeError, match=f"run {key(ENDLESS)}: 2 workers died while it ran, perhaps for lack of"):
         on(dask, [ENDLESS])
     killer.join()
+
+
+def test_what_ends_as_time_runs_out_comes_home(monkeypatch):
+    """The worker has ended a run and the scheduler knows it, this client not yet."""
+    running = {Mock(key=name, done=lambda: False): [] for name in ("ended", "waiting")}
+
+    def as_completed(futures, **limits):
+        if limits:
+            raise TimeoutError
+        return iter(futures)
+
+    monkeypatch.setattr("distributed.as_completed", as_completed)
+    client = Mock(processing=dict, who_has=lambda futures: {"ended": ["a worker"], "waiting": []})
+    assert [future.key for future in cluster.arrivals(client, running, 0.0)] == ["ended"]
 
 
 @pytest.mark.slow
