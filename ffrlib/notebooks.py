@@ -69,7 +69,7 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
         manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **reach)
         try:
             papermill.execute_notebook(str(path), str(out), parameters=parameters, km=manager, kernel_name="python3",
-                                       language="python", cwd=str(path.parent), start_timeout=600,
+                                       language="python", cwd=str(path.parent), start_timeout=600, iopub_timeout=600,
                                        progress_bar=progress)  # fmt: skip
         except papermill.PapermillExecutionError as error:
             if error.ename not in SPOKEN:

@@ -124,7 +124,8 @@ def same_code(spec: RunSpec, gpu: bool, code: str) -> bool:
 @functools.cache
 def _commit() -> tuple[str, bool | None]:
     def git(*words):
-        return subprocess.check_output(["git", *words], cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
+        command = ["git", "--no-optional-locks", *words]  # killed, it leaves no lock behind
+        return subprocess.check_output(command, cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
 
     if named := os.environ.get("FFR_COMMIT"):  # of a copy of the files, whatever history lies beside it
         return named, None

@@ -65,7 +65,8 @@ def refresh(path: Path) -> float:
     """Execute one notebook in its folder from a clean kernel and write it back; returns the seconds it took."""
     notebook, start = nbformat.read(path, 4), time.monotonic()
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, resources=where).execute()
+    limits = {"timeout": 600, "startup_timeout": 600}
+    NotebookClient(notebook, kernel_name="python3", record_timing=False, resources=where, **limits).execute()
     seconds = time.monotonic() - start
     nbformat.write(tidy(notebook), path)
     return seconds

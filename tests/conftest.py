@@ -1,5 +1,7 @@
 """What several test files share: one thread, the digits, images of CIFAR's shape, a store of its own for each test."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import settings
 from ffrlib import data
 
 torch.set_num_threads(1)
+os.environ.setdefault("FFR_DOWNLOAD", "never")  # what is not on the disk is skipped
 settings.register_profile("ffrlib", deadline=None, derandomize=True)
 settings.load_profile("ffrlib")
 
