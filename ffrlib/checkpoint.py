@@ -72,8 +72,8 @@ def ctrl_c_later():
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if seen:
-        handler(*seen[0])
+        if seen:  # where the block failed, too
+            handler(*seen[0])
 
 
 def save(trainer, path: Path) -> None:

@@ -492,6 +492,9 @@ def test_ctrl_c_while_a_checkpoint_is_written_acts_when_it_is_whole(few, tmp_pat
         checkpoint.save(trainer, path)
     assert len(passed) > 10 and checkpoint.restore(Trainer(AGAIN, few), path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt), checkpoint.ctrl_c_later():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("the disk is full")
     thread = threading.Thread(target=checkpoint.save, args=[trainer, tmp_path / "b.npz"])  # where no handler can be set
     thread.start()
     thread.join()
