@@ -129,8 +129,7 @@ def cuts(base: RunSpec, scores, amounts, budget: str, epochs: int, lr: float, **
 
 
 FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # epochs, learning rate
-TOLERANCES = {"quick": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0), "laptop": (0.02, 0.05, 0.1, 0.2, 0.5),
-              "paper": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)}  # of the rise of the loss  # fmt: skip
+TOLERANCES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # of the rise of the loss
 
 
 def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -140,7 +139,7 @@ def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
         penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
         for start in (base, *penalised):
             yield net_priority(net, 2), start
-            for spec in cuts(start, ["loss_increase"], TOLERANCES[scale], "loss_tolerance", epochs, lr):
+            for spec in cuts(start, ["loss_increase"], TOLERANCES, "loss_tolerance", epochs, lr):
                 yield 3 + later(net), spec
 
 
