@@ -70,6 +70,7 @@ GIVEN = {
         "2.5": "step of the search",
         "0.001": "published threshold",
         "95": "interval",
+        "0.03": "strength",
     },
     "docs/findings.md": {
         "2.5": "step of the search",
