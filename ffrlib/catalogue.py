@@ -13,7 +13,19 @@ from dataclasses import replace
 from itertools import chain, product
 
 from ffrlib.files import REPOSITORY
-from ffrlib.scales import BASES, CUT_BY_LOSS, FFR_NETS, FIRST, FRESH, FURTHER, HGSR_NETS, HSQ_GL12, SEEDS, TOGETHER
+from ffrlib.scales import (
+    BASES,
+    CUT_BY_LOSS,
+    FFR_NETS,
+    FIRST,
+    FRESH,
+    FURTHER,
+    HGSR_NETS,
+    HGSR_PAIRS,
+    HSQ_GL12,
+    SEEDS,
+    TOGETHER,
+)  # fmt: skip
 from ffrlib.spec import (
     CRITERIA,
     SCALES,
@@ -94,13 +106,18 @@ def net_priority(net: str, usual: float) -> float:
     return 0.9 if net in FIRST else usual + later(net)
 
 
+def criteria(scale: str) -> dict[str, tuple[str, ...]]:
+    """Net -> the criteria that H1 takes on it: all of them, or one pair on a further net."""
+    return dict.fromkeys(HGSR_NETS[scale], tuple(CRITERIA)) | HGSR_PAIRS.get(scale, {})
+
+
 def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
-    for net in HGSR_NETS[scale]:
-        base = BASES[scale][net]
-        yield 0.95, base
-        for name in CRITERIA:
+    for net, names in criteria(scale).items():
+        base, order = BASES[scale][net], 1 if net in HGSR_NETS[scale] else 5.7  # below 6: every seed
+        yield order - 0.05, base
+        for name in names:
             for k, strength in enumerate(grid := strengths(scale, net, name)):
-                yield 1 + turn(k, grid), weight_arm(base, name, strength)
+                yield order + turn(k, grid), weight_arm(base, name, strength)
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -245,7 +262,7 @@ def unchosen(name: str, scale: str) -> list[tuple[str, str]]:
     """(net, arm) of an experiment for which no strength has been chosen: they have no runs in the lists below."""
     hgsr, ffr, penalised = HGSR_NETS[scale], FFR_NETS[scale], ("control", "both", "group_lasso")
     asked = {
-        "1_hgsr_criteria": product(hgsr, CRITERIA),
+        "1_hgsr_criteria": ((net, name) for net, names in criteria(scale).items() for name in names),
         "2_hgsr_structure": product(hgsr if scale == "paper" else hgsr[:1], CRITERIA),
         "3_hgsr_pruning": product(CUT_BY_LOSS[scale], [HSQ_GL12]), "4_ffr_flow": product(ffr, FLOW_ARMS),
         "5_ffr_pruning": chain(product(ffr, (*penalised, "network_slimming")),

@@ -68,9 +68,8 @@ def crossing(frame: pd.DataFrame, scale: str) -> list[Part]:
     """H2, arms at the strengths `compared`: for every two contexts (net and width) whose best arms, of those that both
     ran, differ, the lead of each in its own context. If one arm is best in all contexts, its leads (not deciding)."""
     by_arm, contexts = {}, {}
-    for name in ("1_hgsr_criteria", "2_hgsr_structure"):
-        for place, keys in tables.arms(tables.unseeded(name, scale)).items():
-            by_arm.setdefault(place, catalogue.compared(scale, keys)[0])
+    for place, keys in tables.arms(tables.unseeded("2_hgsr_structure", scale)).items():
+        by_arm[place] = catalogue.compared(scale, keys)[0]
     for (plain, arm), cell in by_arm.items():
         if arm != "plain" and tables.chosen_strength(frame, [cell], key(plain), WEIGHTS):
             contexts.setdefault(plain, {})[arm] = by_seed(frame, cell, WEIGHTS)

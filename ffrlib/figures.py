@@ -213,11 +213,13 @@ def curves(frame: pd.DataFrame) -> Figure:
     return arms(unrolled(uncut, {"epoch": epochs, "loss": losses}), [("epoch", "loss")], by="epoch")
 
 
-def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength") -> Figure:
-    """HGSR's criteria: a row for each (x, y) of `pairs`, a column for each family, with L1; the star has no penalty."""
-    fig, axes = panels(len(pairs), len(FAMILIES))
+def families(frame: pd.DataFrame, pairs: list[tuple[str, str]], by: str = "strength", among=CRITERIA) -> Figure:
+    """HGSR's criteria: a row for each (x, y) of `pairs`, a column for each family that has any `among` the criteria
+    asked for, with L1; the star has no penalty."""
+    asked = {title: family for title, family in FAMILIES.items() if any(name.endswith(family) for name in among)}
+    fig, axes = panels(len(pairs), len(asked))
     for (x, y), row in zip(pairs, axes):
-        for ax, (title, family) in zip(row, FAMILIES.items()):
+        for ax, (title, family) in zip(row, asked.items()):
             plot(ax, frame, BESIDE | {prefix + family: look for prefix, look in FORMS.items()}, x, y, by)
             ax.set(title=title if ax in axes[0] else "", ylabel=AXES.get(y, y) if ax is row[0] else "")
     return fig

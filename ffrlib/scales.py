@@ -39,6 +39,7 @@ BASES = {  # the plain runs on which a scale stands: {short name: RunSpec}
 HGSR_NETS = {
     "quick": ("digits_cnn",), "laptop": ("alexnet_small",), "paper": ("alexnet_small", "vgg11_small", "resnet18_small"),
 }  # fmt: skip
+HGSR_PAIRS = {"laptop": {"resnet20": ("group_l12", HSQ_GL12)}}  # a pair of H1 alone, on a further net
 FIRST = ("vgg16", "resnet56")  # at scale paper: none, control and FFR, then the two penalties below, before all else
 FURTHER = ("vgg16_cifar100", "resnet56_cifar100", "resnet18_tiny", "resnet110", "resnet110_cifar100")  # after the rest
 FFR_NETS = {

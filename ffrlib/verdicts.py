@@ -67,7 +67,7 @@ def verdicts(records: list[dict]) -> list[dict]:
     out = [entry(claim, "paper", net, data, []) for claim, net, data in UNTRIED]
     for scale, known in catalogue.BASES.items():
         frame = tables.frame_of([r for r in tables.seeds_of(records) if r["scale"] == scale])
-        hgsr, ffr = ([known[n] for n in nets[scale]] for nets in (catalogue.HGSR_NETS, catalogue.FFR_NETS))
+        hgsr, ffr = ([known[n] for n in nets] for nets in (catalogue.criteria(scale), catalogue.FFR_NETS[scale]))
         cut = dict.fromkeys(map(tables.plain_of, tables.unseeded("3_hgsr_pruning", scale)))
         asked = [("H2", hgsr[0], crossing(frame, scale))]
         asked += [(claim, base, cut_by_loss(frame, claim, base)) for claim, base in product(("H3", "H4"), cut)]

@@ -139,3 +139,16 @@ def test_a_stronger_strength_stands_beside_the_grid_at_laptop_alone():
         assert (0.03 in both) == (scale == "laptop"), scale
     others = [s for name in catalogue.RUNS if name != "4_ffr_flow" for s in catalogue.specs("laptop", name)]
     assert 0.03 not in {s.flow.length for s in others}
+
+
+def test_a_pair_of_h1_on_a_further_net_is_a_form_and_its_counterpart_with_every_seed():
+    pairs = [(scale, net, names) for scale in SCALES for net, names in catalogue.criteria(scale).items()
+             if net not in catalogue.HGSR_NETS[scale]]  # fmt: skip
+    assert [(scale, net) for scale, net, _ in pairs] == [("laptop", "resnet20")]
+    for scale, net, (flat, form) in pairs:
+        assert tables.counterpart(form) == flat
+        base = catalogue.BASES[scale][net]
+        own = [s for s in catalogue.specs(scale, "1_hgsr_criteria") if s.model == base.model]
+        wanted = {("none", 0.0)} | {(name, x) for name in (flat, form) for x in GRID}
+        assert {(s.weight.name, s.weight.strength) for s in own} == wanted and {s.seed for s in own} == set(range(5))
+    assert {s.model for s in catalogue.specs("laptop", "2_hgsr_structure")} == {"alexnet_small"}  # H2's contexts

@@ -272,3 +272,9 @@ def test_arms_and_labels():
         "group_lasso by neuron",
     ]
     assert tables.counterpart("hierarchical_square_rooted_group_l12") == "group_l12" and tables.counterpart("l1") == ""
+
+
+def test_at_equal_sparsity_a_net_has_the_criteria_that_the_catalogue_takes_on_it():
+    table = tables.experiment_tables("1_hgsr_criteria", "laptop", [])["equal_sparsity"]
+    known = {tables.LABELS["net"](catalogue.BASES["laptop"][net]): c for net, c in catalogue.criteria("laptop").items()}
+    assert {net: tuple(dict.fromkeys(rows["arm"])) for net, rows in table.groupby("net")} == known and len(known) == 2
