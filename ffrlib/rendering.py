@@ -11,12 +11,16 @@ from ffrlib import catalogue, firmness
 from ffrlib.files import results_folder, write_atomically
 from ffrlib.tables import NOT_CHOSEN, NOT_REACHED, NOT_RUN, experiment_tables
 
+BUSY = (
+    " Latencies were taken while other runs shared the machine: compare them only with those before the cut in the "
+    "same row (`latency_left` is their ratio), and where few runs stand behind a row not even those. Quiet ones: "
+    "results/benchmarks/latency.md."
+)
 NOTES = {  # what a reader of a table must know beside it
     "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between those two strengths of a seed whose "
                       "shares are next to the sparsity, where every seed reaches it; where one of the two is at chance "
                       "no such net exists. Decides nothing.",
-    "cut": " Latencies were taken while other runs shared the machine: compare them only with those before the cut in "
-           "the same row (`latency_left` is their ratio). Quiet ones: results/benchmarks/latency.md.",
+    "cut": BUSY, "equal_budget": BUSY,
     "confirmation": " Leads in points: of prunable weights, before (on the seeds that chose the strengths) and on n "
                     "fresh seeds, of which the verdict is; and, on these, of test accuracy: with channels cut and no "
                     "fine-tuning, as trained, and with each net's own prunable weights removed.",
