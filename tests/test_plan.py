@@ -111,4 +111,4 @@ def test_a_number_of_seeds_is_priced_as_it_would_run(results):
 
 def test_the_plan_of_one_net_leaves_the_others_out():
     text = plan.plan("laptop", net="resnet20")
-    assert "1_hgsr_criteria       0 of    0" in text and "speed: resnet20" in text and "alexnet" not in text
+    assert "2_hgsr_structure      0 of    0" in text and "speed: resnet20" in text and "alexnet" not in text
