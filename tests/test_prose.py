@@ -75,6 +75,8 @@ GIVEN = {
     "docs/findings.md": {
         "2.5": "step of the search",
         "30": "share of the MACs or channels cut",
+        "0.0033": "strength",
+        "0.0011": "strength",
         "0.5": "loss tolerance",
         "17": "points, of a state before",
         "15": "epochs",
