@@ -65,11 +65,10 @@ def other_choices(scale: str, frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for claim in CLAIMS:
         grids = arms(tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", scale))
-        for net in catalogue.criteria(scale) if claim == "H1" else catalogue.FFR_NETS[scale]:
+        flows = dict.fromkeys(catalogue.FFR_NETS[scale], ("plain", *catalogue.FLOW_ARMS))
+        for net, names in (catalogue.criteria(scale) if claim == "H1" else flows).items():
             base = catalogue.BASES[scale][net]
-            for pair in ASKED[claim]:
-                if claim == "H1" and not set(pair) <= set(catalogue.criteria(scale)[net]):
-                    continue
+            for pair in (p for p in ASKED[claim] if set(p) <= set(names)):
                 keys = [grids.get((base, arm), []) for arm in pair]
                 first, second = (by_choice(frame, own, key(base)) for own in keys)
                 if pair[1] == "plain":

@@ -237,8 +237,8 @@ def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
         rows = max(seeds, covered(frame, keys), key=len)
         return rows[rows["status"] == "finished"] if rows["key"].nunique() > 1 else rows[:0]
 
-    nets = [(s, *pair) for s in dict.fromkeys(s.scale for s in specs) for pair in catalogue.criteria(s).items()]
-    known = {catalogue.BASES[scale][net]: names for scale, net, names in nets}
+    scales = {s.scale for s in specs}
+    known = {catalogue.BASES[s][net]: names for s in scales for net, names in catalogue.criteria(s).items()}
     plains = [(p, name) for p in dict.fromkeys(p for p, _ in by_arm) for name in known.get(p, CRITERIA)]
     for (plain, name), target in product(plains, TARGETS):
         other, net = counterpart(name), LABELS["net"](plain)
