@@ -38,7 +38,9 @@ from ffrlib.spec import (
     require,
 )  # fmt: skip
 
-STRONGER = {("laptop", "resnet20"): {"control": 0.01, "both": 0.03}}  # beyond the grid (docs/protocol.md)
+BESIDE = {  # strengths beyond a grid or between two of it, in 1_hgsr_criteria or 4_ffr_flow alone (docs/protocol.md)
+    ("laptop", "resnet20"): {"control": 0.01, "both": 0.03, "group_l12": 0.0006, HSQ_GL12: 1e-6},
+}
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
 # ... of FlowPenalty's length and curvature and of the activation control.
 WIDE = ("l1", "group_lasso", "exclusive_sparsity", HSQ_GL12)  # tried at several widths where minutes count
@@ -118,6 +120,8 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
         for name in names:
             for k, strength in enumerate(grid := strengths(scale, net, name)):
                 yield order + turn(k, grid), weight_arm(base, name, strength)
+            if grid and name in BESIDE.get((scale, net), ()):
+                yield order + 0.2, weight_arm(base, name, BESIDE[scale, net][name])
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -170,8 +174,8 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 if scale == "laptop" and len(grid) > 2 and (k == 0 or (k > 1 and not first)):
                     continue  # what decides least, to stay within 12 hours (docs/protocol.md)
                 yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
-            if grid and arm in STRONGER.get((scale, net), ()):
-                yield order + 2, flow_arm(base, arm, STRONGER[scale, net][arm])
+            if grid and arm in BESIDE.get((scale, net), ()):
+                yield order + 2, flow_arm(base, arm, BESIDE[scale, net][arm])
         if net == FFR_NETS[scale][0]:  # run length and weight decay, at the middle strength
             longer, heavier = {"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}
             for change in (longer, heavier) if scale != "laptop" else (longer,):

@@ -234,7 +234,7 @@ def test_files_are_the_same_bytes_twice_and_hold_no_date(tmp_path, monkeypatch, 
 def test_the_readme_picture_is_of_the_largest_scale_with_three_seeds_of_every_arm(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
     monkeypatch.setattr(catalogue, "strengths", lambda *_: [0.1])
-    monkeypatch.setattr(catalogue, "STRONGER", {})
+    monkeypatch.setattr(catalogue, "BESIDE", {})
     pictures.main()  # nothing has been run: the picture says so
     bases, text = catalogue.BASES["laptop"], tmp_path / "figures" / "readme.txt"
     alexnet, resnet = bases["alexnet_small"], bases["resnet20"]
