@@ -40,6 +40,7 @@ from ffrlib.spec import (
 
 BESIDE = {  # strengths beyond a grid or between two of it, in 1_hgsr_criteria or 4_ffr_flow alone (docs/protocol.md)
     ("laptop", "resnet20"): {"control": 0.01, "both": 0.03, "group_l12": 0.0006, HSQ_GL12: 1e-6},
+    ("paper", "alexnet_small"): {"group_l12": 0.00063},
 }
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
 # ... of FlowPenalty's length and curvature and of the activation control.
