@@ -150,7 +150,7 @@ def name_lines(ax, ends: list[tuple[float, float, str, str]], none: str = "not r
     """Writes the text of each line's end (x, y, text, colour) right of the axes, as near its height as others allow;
     without any, the text `none` in their middle."""
     if not ends:
-        ax.text(0.5, 0.5, none, transform=ax.transAxes, ha="center", color=GREY)
+        ax.text(0.5, 0.7, none, transform=ax.transAxes, ha="center", color=GREY)  # a star alone is in the middle
     ax.autoscale_view()
     place = ax.transData + ax.transAxes.inverted()
     ends = sorted(((*place.transform((x, y)), text, colour) for x, y, text, colour in ends), key=lambda end: end[1])
