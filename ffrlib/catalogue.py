@@ -70,6 +70,12 @@ def strengths(scale: str, net: str, arm: str) -> list[float]:
     return json.loads((REPOSITORY / "data" / "strengths.json").read_text()).get(scale, {}).get(net, {}).get(arm, [])
 
 
+def beside(scale: str, net: str, arm: str) -> list[float]:
+    """The arm's strength in BESIDE, as a list; empty for an arm that has none there, or no grid."""
+    own = BESIDE.get((scale, net), {})
+    return [own[arm]] if arm in own and strengths(scale, net, arm) else []
+
+
 def flow_arm(base: RunSpec, arm: str, strength: float, **options) -> RunSpec:
     """`base` with one of FLOW_ARMS at a strength; `options` are FlowPenalty's (a tap also moves the control's)."""
     length, curvature, control = (strength * part for part in FLOW_ARMS[arm])
@@ -121,8 +127,8 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
         for name in names:
             for k, strength in enumerate(grid := strengths(scale, net, name)):
                 yield order + turn(k, grid), weight_arm(base, name, strength)
-            if grid and name in BESIDE.get((scale, net), ()):
-                yield order + 0.2, weight_arm(base, name, BESIDE[scale, net][name])
+            for strength in beside(scale, net, name):
+                yield order + 0.2, weight_arm(base, name, strength)
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -175,8 +181,8 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 if scale == "laptop" and len(grid) > 2 and (k == 0 or (k > 1 and not first)):
                     continue  # what decides least, to stay within 12 hours (docs/protocol.md)
                 yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
-            if grid and arm in BESIDE.get((scale, net), ()):
-                yield order + 2, flow_arm(base, arm, BESIDE[scale, net][arm])
+            for strength in beside(scale, net, arm):
+                yield order + 2, flow_arm(base, arm, strength)
         if net == FFR_NETS[scale][0]:  # run length and weight decay, at the middle strength
             longer, heavier = {"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}
             for change in (longer, heavier) if scale != "laptop" else (longer,):
