@@ -12,7 +12,9 @@ import signal
 import threading
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from ffrlib.spec import key
 from ffrlib.store import code_hash
 
 PLACE = ("epoch", "curve", "seconds", "failure")
+UNREADABLE = (  # what a damaged .npz can raise as it is read
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, TokenError,
+)  # fmt: skip
 
 
 def identity(trainer) -> list:
@@ -87,7 +92,7 @@ def threads(path: Path) -> int:
     try:
         with np.load(path, allow_pickle=False) as file:
             return json.loads(bytes(file["head"]))["threads"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except UNREADABLE:
         return 0
 
 
@@ -104,7 +109,7 @@ def restore(trainer, path: Path) -> bool:
         load_state(trainer, arrays)
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         warnings.warn(f"checkpoint {path} cannot be read ({error}); the run starts from its beginning", stacklevel=2)
         return False
     return True

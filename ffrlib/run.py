@@ -42,7 +42,7 @@ from ffrlib.models import published
 from ffrlib.spec import MODELS, RunSpec, base_of, choose, require
 from ffrlib.together import fitting, train_together
 from ffrlib.training import deterministic
-from ffrlib.workers import Job, claimed, drop_outdated, on_cores, short_of_memory, start_job, still_missing
+from ffrlib.workers import Job, claimed, on_cores, set_aside, short_of_memory, start_job, still_missing
 
 TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}
 # Runs at once on one GPU (others: 8). Compiled there from 50 epochs on: 20 s of compiling win 25 % of VGG16's time.
@@ -113,8 +113,6 @@ def run_group(group: list[Job], root, device: str, deadline: float, bar, to_cut=
 
     first = group[0][0]
     images = images_of(first, device)
-    for job in group:
-        drop_outdated(*job, root)
     new = [job for job in group if needs_training(*job, root)]
     compiled = first.model in COMPILED and first.recipe.epochs >= 50
     trainers = [trainer_of(s, images, device, starting_model(s, images), compiled=compiled) for s, _ in new]
@@ -132,10 +130,16 @@ def run_group(group: list[Job], root, device: str, deadline: float, bar, to_cut=
             save_base(spec, result, device, stacking, root, bool(cuts) or spec in to_cut)
     del trainers, trained
     torch.cuda.empty_cache()
+    errors = []
     for base, cuts in group:
         if not needs_training(base, cuts, root):
-            run_cuts(base, cuts, device, root, deadline)
+            try:
+                run_cuts(base, cuts, device, root, deadline)
+            except ValueError as error:  # of one cut: those of other bases go on
+                errors.append(error)
             bar.update(1)
+    if errors:
+        raise errors[0]
 
 
 def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, bar) -> None:
@@ -157,6 +161,8 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
         waiting = [job for job in waiting if job not in group]
         with ExitStack() as claims:
             ours = [job for job in group if claims.enter_context(claimed(job[0], root))]
+            for job in ours:
+                claims.enter_context(set_aside(*job, root))
             ours = [(base, still_missing(cuts, root)) for base, cuts in ours]
             try:
                 if ours:
@@ -277,6 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
         if net := given.model:
             choose("--model", net, MODELS)
         require(given.workers >= 0, "--workers", given.workers, "a number of processes, 0 for one a core")
+        require(given.together >= 0, "--together", given.together, "a number of runs, 0 to choose by the net's size")
         if given.plan:
             workers = given.workers or cores()
             return print(plan.plan(given.scale, given.experiment or None, workers, given.seeds, net, given.device))

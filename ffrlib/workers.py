@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from ffrlib import store
-from ffrlib.cluster import outdated
+from ffrlib import checkpoint, store
+from ffrlib.cluster import outdated, paths_of
+from ffrlib.files import results_folder
 from ffrlib.jobs import cache_path, run_job
+from ffrlib.pruning import removal
 from ffrlib.spec import RunSpec, key
 
 FOREVER = 1e9  # seconds
@@ -47,11 +50,6 @@ def still_missing(specs: list[RunSpec], root) -> list[RunSpec]:
     return [spec for spec in specs if store.current(spec, root) is None]
 
 
-def drop_outdated(base: RunSpec, cuts: list[RunSpec], root) -> None:
-    for path in outdated([base, *cuts], root):
-        path.unlink(missing_ok=True)
-
-
 @contextmanager
 def claimed(base: RunSpec, root, patience: float = 0) -> Iterator[bool]:
     """Whether the job of this base is ours: within `patience` seconds no other call on the same store is at it. The
@@ -72,6 +70,40 @@ def claimed(base: RunSpec, root, patience: float = 0) -> Iterator[bool]:
         lock.release()
 
 
+@contextmanager
+def set_aside(base: RunSpec, cuts: list[RunSpec], root) -> Iterator[None]:
+    """What FFR_STALE=rerun makes anew of a job lies in `cache/replaced` meanwhile. What has no successor in the end is
+    put back (after a kill in the job's next turn), weights only with their record. Weights that cannot be read go for
+    good: their base is trained again."""
+    home = Path(root) if root else results_folder()
+    kept = {path: home / "cache" / "replaced" / name for name, path in paths_of([base, *cuts], home).items()}
+    record, weights = store.record_path(base, home), cache_path("weights", base, home)
+
+    def put_back() -> None:
+        made = record.exists() and kept[record].exists()
+        for path, old in reversed(kept.items()):  # records last: a kill in here must not part weights from theirs
+            if old.exists() and (path.exists() or (path == weights and made)):
+                old.unlink()
+            elif old.exists():
+                old.replace(path)
+
+    put_back()
+    for path in outdated([base, *cuts], home):
+        if path.exists():
+            kept[path].parent.mkdir(parents=True, exist_ok=True)
+            path.replace(kept[path])
+    if cuts and weights.exists():
+        try:
+            removal.load_pruned(weights)
+        except checkpoint.UNREADABLE as error:
+            print(f"{weights} cannot be read ({error}); its run is made again.", file=sys.stderr, flush=True)
+            weights.unlink()
+    try:
+        yield
+    finally:
+        put_back()
+
+
 def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: int, deadline: float,
               keep_weights: bool = False, wait: bool = True) -> bool:  # fmt: skip
     """`run_job`, once what FFR_STALE=rerun makes anew is out of its way: not before its turn has come. True where it
@@ -80,9 +112,8 @@ def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: in
         return False
     with claimed(base, root, min(left, FOREVER) if wait else 0) as ours:
         if ours:
-            missing = still_missing(cuts, root)
-            drop_outdated(base, missing, root)
-            run_job(base, missing, root, device, threads, deadline, keep_weights)
+            with set_aside(base, cuts, root):
+                run_job(base, still_missing(cuts, root), root, device, threads, deadline, keep_weights)
     return not ours
 
 

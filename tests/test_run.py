@@ -124,6 +124,45 @@ def test_stale_records_are_kept_unless_asked(root, monkeypatch):
     assert run_quietly([BASE], root) == Summary(reused=1)
 
 
+@pytest.mark.parametrize("end", ["paused", "interrupted", "killed"])
+def test_what_is_to_be_made_anew_stays_where_the_new_run_does_not_end(root, monkeypatch, end):
+    run_quietly([cut()], root)
+    kept = {path: path.read_bytes() for path in [*root.rglob("*.json"), cache_path("weights", BASE, root)]}
+    assert len(kept) == 3
+    with monkeypatch.context() as patch:
+
+        def stop(*job):
+            assert not any(path.exists() for path in kept), "made anew with the old ones in place"
+            if end == "killed":
+                patch.setattr(Path, "replace", None)  # nothing can come back any more
+            if end != "paused":
+                raise KeyboardInterrupt
+
+        patch.setattr(store, "code_hash", lambda *_: "new code")
+        patch.setattr(store, "_equal_codes", lambda names: ())
+        patch.setenv("FFR_STALE", "rerun")
+        patch.setattr(workers, "run_job", stop)
+        try:
+            workers.start_job(BASE, [cut()], root, "cpu", 1, float("inf"))
+        except (KeyboardInterrupt, TypeError):
+            assert end != "paused"
+    if end == "killed":
+        assert not any(path.exists() for path in kept)
+        run_quietly([BASE, cut()], root)
+    assert {path: path.read_bytes() for path in kept} == kept and not [*root.rglob("replaced/**/*.*")]
+
+
+def test_weights_that_cannot_be_read_are_made_again(root, capsys):
+    weights = cache_path("weights", BASE, root)
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[:1000], whole.replace(b"norms", b"morns")):
+        weights.write_bytes(damaged)
+        store.record_path(cut(), root).unlink(missing_ok=True)
+        assert run_quietly([cut()], root) == Summary(trained=1)
+        assert "cannot be read" in capsys.readouterr().err
+        assert weights.read_bytes() == whole, "the same run, bit for bit"
+
+
 def test_nothing_is_trained_when_told_so(root, monkeypatch, tmp_path):
     monkeypatch.setenv("FFR_TRAIN", "never")
     monkeypatch.setenv("FFR_SUMMARY", str(tmp_path / "summary"))
@@ -616,6 +655,22 @@ def test_what_is_made_anew_trains_together(groups, root, monkeypatch):
     assert groups([BASE, *others]) == []
     monkeypatch.setenv("FFR_STALE", "rerun")
     assert groups([BASE, *others]) == [[BASE, *others]]
+
+
+def test_a_cut_that_fails_does_not_stop_those_of_other_bases(root, monkeypatch):
+    cut_bases = []
+
+    def cuts_of(base, cuts, *more):
+        cut_bases.append(base)
+        if base == BASE:
+            raise ValueError("a score that is no number")
+
+    monkeypatch.setattr(run, "run_cuts", cuts_of)
+    monkeypatch.setattr(run, "needs_training", lambda *a: False)
+    bar = run.tqdm(disable=True)
+    with pytest.raises(ValueError, match="no number"):
+        run.run_group([(BASE, [cut()]), (SMOOTH, [cut(SMOOTH)])], root, "cpu", float("inf"), bar)
+    assert cut_bases == [BASE, SMOOTH]
 
 
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
