@@ -76,6 +76,12 @@ def beside(scale: str, net: str, arm: str) -> list[float]:
     return [own[arm]] if arm in own and strengths(scale, net, arm) else []
 
 
+def turns(scale: str, net: str, arm: str, late: float) -> list[tuple[float, float]]:
+    """(strength, its turn) of an arm's grid and of its strength beside, ascending; `late`: the turn of the latter."""
+    grid = strengths(scale, net, arm)
+    return sorted([(s, turn(k, grid)) for k, s in enumerate(grid)] + [(s, late) for s in beside(scale, net, arm)])
+
+
 def flow_arm(base: RunSpec, arm: str, strength: float, **options) -> RunSpec:
     """`base` with one of FLOW_ARMS at a strength; `options` are FlowPenalty's (a tap also moves the control's)."""
     length, curvature, control = (strength * part for part in FLOW_ARMS[arm])
@@ -125,10 +131,8 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
         base, order = BASES[scale][net], 1 if net in HGSR_NETS[scale] else 5.7  # below 6: every seed
         yield order - 0.05, base
         for name in names:
-            for k, strength in enumerate(grid := strengths(scale, net, name)):
-                yield order + turn(k, grid), weight_arm(base, name, strength)
-            for strength in beside(scale, net, name):
-                yield order + 0.2, weight_arm(base, name, strength)
+            for strength, when in turns(scale, net, name, 0.2):
+                yield order + when, weight_arm(base, name, strength)
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -177,12 +181,12 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
         yield order, base
         for arm in FLOW_ARMS:
             first, grid = arm in ("control", "both"), strengths(scale, net, arm)
-            for k, strength in enumerate(grid):
-                if scale == "laptop" and len(grid) > 2 and (k == 0 or (k > 1 and not first)):
-                    continue  # what decides least, to stay within 12 hours (docs/protocol.md)
-                yield order + (0.5 if first else 1.5) + turn(k, grid), flow_arm(base, arm, strength)
-            for strength in beside(scale, net, arm):
-                yield order + 2, flow_arm(base, arm, strength)
+            spared = grid[:1] + grid[2:] * (not first) if scale == "laptop" and len(grid) > 2 else []
+            # ... which decide least, to stay within 12 hours (docs/protocol.md)
+            start = order + (0.5 if first else 1.5)
+            for strength, when in turns(scale, net, arm, order + 2 - start):
+                if strength not in spared:
+                    yield start + when, flow_arm(base, arm, strength)
         if net == FFR_NETS[scale][0]:  # run length and weight decay, at the middle strength
             longer, heavier = {"epochs": 2 * base.recipe.epochs}, {"weight_decay": 5e-3}
             for change in (longer, heavier) if scale != "laptop" else (longer,):

@@ -125,6 +125,17 @@ def test_helpers():
     assert catalogue.flow_arm(base, "control", 0.5, tap="pre_activation").activation.tap == "pre_activation"
 
 
+@pytest.mark.parametrize("name", ["1_hgsr_criteria", "4_ffr_flow"])
+def test_strengths_of_an_arm_ascend_those_beside_its_grid_too(name):
+    for scale in SCALES:
+        specs = {key(spec): spec for spec in tables.unseeded(name, scale)}
+        for place, keys in tables.arms(list(specs.values())).items():
+            strengths = [tables.strengths_of(specs[k]) for k in keys]
+            assert strengths == sorted(strengths), (scale, place[1], strengths)
+    between = catalogue.turns("laptop", "resnet20", "hierarchical_squared_group_l12", 0.2)
+    assert between == sorted(between) and (1e-6, 0.2) in between and len(between) > 1
+
+
 def test_an_experiment_of_ones_own_is_priced_and_gets_a_table(monkeypatch):
     run = replace(catalogue.BASES["quick"]["digits_cnn"], width=0.5)
     monkeypatch.setitem(catalogue.RUNS, "9_own", lambda scale: [(1, run)])

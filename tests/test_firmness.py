@@ -31,6 +31,7 @@ def test_between_two_strengths_by_hand():
     found = firmness.interpolated(runs, ["weak", "strong"], "plain", 1.0)
     assert found.to_dict() == pytest.approx({0: 60.0, 1: 50.0})
     assert firmness.interpolated(runs, ["weak", "strong"], "plain", 2.5).empty
+    assert firmness.interpolated(runs[runs["key"] != "plain"], ["weak", "strong"], "plain", 1.0).empty
     # from the plain net on, where already the weakest strength costs more
     found = firmness.interpolated(runs, ["strong"], "plain", 0.5)
     assert found.to_dict() == pytest.approx({0: 100 * (0.75 * 0.3 + 0.25 * 0.8), 1: 100 * (0.75 * 0.2 + 0.25 * 0.6)})
