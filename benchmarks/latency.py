@@ -89,6 +89,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--onnx", action="store_true", help="also in onnxruntime, on the CPU")
     given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error(f"--rounds is {given.rounds}; allowed: 2 or more, for a spread")
     torch.set_num_threads(given.threads)
     rows, others = [], []
     for name, shortcut in NETS.items():
@@ -112,7 +114,7 @@ def main() -> None:
         "# Latency of cut nets",
         f"Device {made['device']} ({made['cpu']}), {made['threads']} thread(s), {made['precision']}, "
         f"torch {made['torch']}, median of {made['rounds']} rounds. Written by `benchmarks/latency.py`.\n",
-        "| net | engine | kind | share | batch | MACs removed | ms | spread | time saved |",
+        "| net | engine | kind | share | batch | MACs removed, or multiplied by zero | ms | spread | time saved |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r, engine in [(r, "eager") for r in rows] + [(r, f"onnxruntime {made.get('onnxruntime')}") for r in others]:

@@ -79,7 +79,7 @@ def walk(run, centre: float, plain: float, count: int, by_weights: bool, reach: 
     while k < reach and sound(k) and not (by_weights and found[k][0] >= 0.9):
         k = look(k + 1)
     k = 0
-    few = lambda: sum(map(sound, found)) + 1 < count  # noqa: E731  one strength beyond the sound ones is kept
+    few = lambda: sum(map(sound, found)) < max(1, count - 1)  # noqa: E731  of several, one beyond the sound ones is kept
     while k > -reach and (found[k][0] >= 0.3 or few() if by_weights else not sound(k)):
         k = look(k - 1)
     if not by_weights:  # weaker ones than one that is sound are sound

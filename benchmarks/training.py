@@ -503,7 +503,8 @@ def flags() -> str:
 
 
 def write(device: str, new: dict) -> None:
-    """Adds the cases to what earlier calls on this device measured (a case measured again is replaced)."""
+    """Adds the cases to what earlier calls on this device measured: a case measured again is replaced, but not by one
+    that was left out or failed."""
     kind = f"-{torch.backends.cpu.get_cpu_capability().lower()}" if device == "cpu" else ""
     path = results_folder() / "benchmarks" / f"training-{device}{kind}.json"
     cases = json.loads(path.read_text())["cases"] if path.exists() else {}
@@ -512,7 +513,8 @@ def write(device: str, new: dict) -> None:
         "machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "load_average": round(os.getloadavg()[0], 1), "precision": str(precision(spec_of("vgg16"), device)),
     }  # fmt: skip
-    cases |= {name: case | head for name, case in new.items()}
+    unmade = {"left out", "failed"}  # these take no place of what was measured
+    cases |= {name: case | head for name, case in new.items() if name not in cases or not unmade & set(case)}
     cases = {name: case | {"target": verdict(name, case)} for name, case in cases.items()}
     bare = cases.get(f"{device} bare convolution", {}).get("gflops", {})
     write_atomically(path, json.dumps({"cases": cases}, indent=1) + "\n")

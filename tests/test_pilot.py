@@ -1,5 +1,6 @@
 """The search for strengths, on made-up arms whose sparsity and accuracy are known functions of the strength."""
 
+import json
 import sys
 
 import pytest
@@ -55,3 +56,19 @@ def test_features_keep_the_largest_that_cost_less_than_five_points(count, kept):
 def test_where_one_strength_is_wanted_it_is_a_sound_one():
     run, _ = arm(half=30.0, breaks=9.0)  # none of those that are sound has a third of its weights small
     assert chosen(run, 1.0, 1, True) == [3.0]
+    run, _ = arm(half=300.0, breaks=3.0)  # nor is the centre
+    assert chosen(run, 9.0, 1, True) == [1.0]
+
+
+def test_a_case_that_was_left_out_replaces_no_measurement(monkeypatch, tmp_path):
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
+    import training
+
+    place = tmp_path / "benchmarks"
+    for case in ({"new case": {"memory": 100}}, {"new case": {"left out": "no time"}, "other": {"failed": "why"}}):
+        training.write("cpu", case)
+    cases = json.loads(next(place.glob("*.json")).read_text())["cases"]
+    assert cases["new case"]["memory"] == 100 and cases["other"]["failed"] == "why"
+    training.write("cpu", {"new case": {"memory": 90}, "other": {"memory": 80}})
+    cases = json.loads(next(place.glob("*.json")).read_text())["cases"]
+    assert cases["new case"]["memory"] == 90 and cases["other"]["memory"] == 80
