@@ -108,7 +108,7 @@ class FlowPenalty:
 
 @dataclass(frozen=True)
 class ActivationControl:
-    """The control of every FFR table: `strength * sum_l mean |x_l|`."""
+    """The control of every table that decides something about FFR: `strength * sum_l mean |x_l|`."""
 
     strength: float = 0.0
     tap: str = "default"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -62,11 +63,23 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def refresh(path: Path) -> float:
-    """Execute one notebook in its folder from a clean kernel and write it back; returns the seconds it took."""
-    notebook, start = nbformat.read(path, 4), time.monotonic()
+    """Execute one notebook in its folder from a clean kernel and write it back; returns the seconds it took.
+
+    nbclient sometimes waits for ever for a cell with widgets that has long ended (jupyter/nbclient, issue 312): a cell
+    that takes two minutes is given up, and the notebook begun anew, twice.
+    """
     where = {"metadata": {"path": str(path.parent)}}
-    limits = {"timeout": 600, "startup_timeout": 600}
-    NotebookClient(notebook, kernel_name="python3", record_timing=False, resources=where, **limits).execute()
+    for left in (2, 1, 0):
+        notebook, start = nbformat.read(path, 4), time.monotonic()
+        client = NotebookClient(notebook, kernel_name="python3", record_timing=False, resources=where, timeout=120,
+                                startup_timeout=600)  # fmt: skip
+        try:
+            client.execute()
+            break
+        except CellTimeoutError:
+            if not left:
+                raise
+            print(f"{path.name}: a cell took more than two minutes; once more ...", flush=True)
     seconds = time.monotonic() - start
     nbformat.write(tidy(notebook), path)
     return seconds
