@@ -58,7 +58,7 @@ def scaled_widths(name: str, factor: float, shortcut: str | None = None) -> tupl
 def counted_convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """(name, convolution) in the order of `layout.widths`: all but the projections of the shortcuts (as HGSR).
 
-    Those are known by their place, inside a module named `shortcut`, in a net of one's own too.
+    Those are known by their place, inside a submodule named `shortcut` of a block, in a net of one's own too.
     """
     return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and ".shortcut." not in n]
 
