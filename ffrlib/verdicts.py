@@ -65,6 +65,7 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
 def verdicts(records: list[dict]) -> list[dict]:
     """The verdict on every claim for each net and set of the catalogue, scales apart, and on what no run covers yet."""
     out = [entry(claim, "paper", net, data, []) for claim, net, data in UNTRIED]
+    strength = {r["key"]: tables.LABELS["strength"](r["spec"]) for r in records}
     for scale, known in catalogue.BASES.items():
         frame = tables.frame_of([r for r in tables.seeds_of(records) if r["scale"] == scale])
         hgsr, ffr = ([known[n] for n in nets] for nets in (catalogue.criteria(scale), catalogue.FFR_NETS[scale]))
@@ -78,6 +79,7 @@ def verdicts(records: list[dict]) -> list[dict]:
             net = "all nets and widths" if claim == "H2" else f"{base.model} {base.shortcut}".strip()
             out.append(entry(claim, scale, net, base.data, parts))
             for judged in out[-1]["parts"]:
+                judged["strengths"] = [strength.get(k, "") for k in judged["records"]]
                 judged["stale"] = bool(frame.loc[frame["key"].isin(judged["records"]), "stale"].any())
     return sorted(out, key=lambda v: (v["claim"][0] != "H", v["claim"], SCALES.index(v["scale"])))
 
@@ -131,12 +133,14 @@ def markdown(found: list[dict], fresh: list[str] = ()) -> str:
     lines += fresh
     for v in some:
         lines += ["", f"## {v['claim']}{analogue(v)}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
-                  "| part | decides | verdict | effect [95 % interval] | p above b, below m (Holm) | records |",
-                  "|---|---|---|---|---|---|"]  # fmt: skip
+                  "| part | decides | verdict | effect [95 % interval] | p above b, below m (Holm) "
+                  "| records (strength) |", "|---|---|---|---|---|---|"]  # fmt: skip
         for j in v["parts"]:
             decides, mark = "yes" if j["decides"] else "no", " †" * j["stale"]
+            pairs = zip(j["records"], j["strengths"])
+            made = " ".join(f"{k} ({s})" if s else k for k, s in pairs)  # plain training has no strength
             lines.append(f"| {j['part']} | {decides} | {j['verdict']} | {effect_text(j)}{mark} "
-                         f"| {j['p_above']}, {j['p_below']} | {' '.join(j['records'])} |")  # fmt: skip
+                         f"| {j['p_above']}, {j['p_below']} | {made} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
