@@ -44,7 +44,8 @@ def load(name: str, train_size: int = 0, device="cpu", root: str | os.PathLike |
 
     A fixed tenth of the official training images, even over the classes, is the validation set (CIFAR: 5,000); of the
     rest the first `train_size` of a fixed order are used (0: all). Digits: 1,000 train, 297 validation, 500 test.
-    Raises ValueError for an unknown name or too large a `train_size`, FileNotFoundError for a missing or damaged set.
+    An absent set is fetched where that is allowed (`fetch`; not with `root`). Raises ValueError for an unknown name or
+    too large a `train_size`, FileNotFoundError for a missing or damaged set.
     """
     spec.choose("data", name, spec.DATA)
     read, num_classes, value_range = READERS[name]
