@@ -77,7 +77,7 @@ data: $(ENVIRONMENT)  ## fetch CIFAR-10 (170 MB) into data/raw; other sets: pyth
 	@$(PY) -m ffrlib.fetch cifar10
 
 clean:  ## remove what can be made again (not the records, the environment or the data)
-	@rm -rf build .pytest_cache .ruff_cache .hypothesis results/cache
+	@rm -rf build .pytest_cache .ruff_cache .hypothesis results/cache/checkpoints results/cache/weights results/cache/locks
 	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
 
 # The site's own packages go into the same .venv; the versions of requirements.lock stay as they are.

@@ -17,6 +17,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 from ffrlib import store
+from ffrlib.checkpoint import drop_unreadable
 from ffrlib.files import results_folder, write_atomically
 from ffrlib.jobs import PORTABLE, cache_path, checkpoints, run_job
 from ffrlib.spec import RunSpec, from_dict, key, to_dict
@@ -131,6 +132,7 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
         try:
             for base, cuts in gathered.items():
                 specs = [base, *cuts]
+                drop_unreadable(cache_path("weights", base, root))
                 settings, code = [to_dict(spec) for spec in specs], [store.code_hash(spec) for spec in specs]
                 sent = client.submit(start, settings, code, contents(specs, root), device, until, pure=False)
                 running[sent] = specs

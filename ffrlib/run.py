@@ -24,6 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ffrlib import fetch, store
+from ffrlib.checkpoint import drop_unreadable, short_of_memory
 from ffrlib.cluster import on_cluster
 from ffrlib.files import write_atomically
 from ffrlib.jobs import (
@@ -42,7 +43,7 @@ from ffrlib.models import published
 from ffrlib.spec import MODELS, RunSpec, base_of, choose, require
 from ffrlib.together import fitting, train_together
 from ffrlib.training import deterministic
-from ffrlib.workers import Job, claimed, on_cores, set_aside, short_of_memory, start_job, still_missing
+from ffrlib.workers import Job, claimed, on_cores, set_aside, start_job, still_missing
 
 TOGETHER = {"vgg16": 4, "vgg19": 4, "resnet56": 6, "resnet110": 4, "resnet18_tiny": 2, "alexnet_small": 16}
 # Runs at once on one GPU (others: 8). Compiled there from 50 epochs on: 20 s of compiling win 25 % of VGG16's time.
@@ -163,6 +164,7 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
             ours = [job for job in group if claims.enter_context(claimed(job[0], root))]
             for job in ours:
                 claims.enter_context(set_aside(*job, root))
+                drop_unreadable(cache_path("weights", job[0], root))
             ours = [(base, still_missing(cuts, root)) for base, cuts in ours]
             try:
                 if ours:

@@ -11,27 +11,21 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
-from ffrlib import checkpoint, store
+from ffrlib import store
+from ffrlib.checkpoint import drop_unreadable, short_of_memory
 from ffrlib.cluster import outdated, paths_of
 from ffrlib.files import results_folder
 from ffrlib.jobs import cache_path, run_job
-from ffrlib.pruning import removal
 from ffrlib.spec import RunSpec, key
 
 FOREVER = 1e9  # seconds
 RETRIES = 2  # after worker processes were killed, without a run finished in between
 Job = tuple[RunSpec, list[RunSpec]]  # a base run and the cuts that start from it
-
-
-def short_of_memory(error: Exception) -> bool:
-    """Whether memory was short: on a CPU torch says so in a RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -73,14 +67,16 @@ def claimed(base: RunSpec, root, patience: float = 0) -> Iterator[bool]:
 @contextmanager
 def set_aside(base: RunSpec, cuts: list[RunSpec], root) -> Iterator[None]:
     """What FFR_STALE=rerun makes anew of a job lies in `cache/replaced` meanwhile. What has no successor in the end is
-    put back (after a kill in the job's next turn), weights only with their record. Weights that cannot be read go for
-    good: their base is trained again."""
+    put back (after a kill in the job's next turn), weights only with their record."""
     home = Path(root) if root else results_folder()
     kept = {path: home / "cache" / "replaced" / name for name, path in paths_of([base, *cuts], home).items()}
     record, weights = store.record_path(base, home), cache_path("weights", base, home)
 
     def put_back() -> None:
-        made = record.exists() and kept[record].exists()
+        aside = kept[record].exists()
+        made = aside and record.exists() and record.read_bytes() != kept[record].read_bytes()
+        if aside and not made:
+            weights.unlink(missing_ok=True)  # of a new run that was not measured any more
         for path, old in reversed(kept.items()):  # records last: a kill in here must not part weights from theirs
             if old.exists() and (path.exists() or (path == weights and made)):
                 old.unlink()
@@ -88,20 +84,20 @@ def set_aside(base: RunSpec, cuts: list[RunSpec], root) -> Iterator[None]:
                 old.replace(path)
 
     put_back()
-    for path in outdated([base, *cuts], home):
+    for path in reversed(outdated([base, *cuts], home)):  # for the same reason weights first
         if path.exists():
             kept[path].parent.mkdir(parents=True, exist_ok=True)
             path.replace(kept[path])
-    if cuts and weights.exists():
-        try:
-            removal.load_pruned(weights)
-        except checkpoint.UNREADABLE as error:
-            print(f"{weights} cannot be read ({error}); its run is made again.", file=sys.stderr, flush=True)
-            weights.unlink()
     try:
         yield
     finally:
         put_back()
+
+
+def put_back(base: RunSpec, cuts: list[RunSpec], root) -> None:
+    """Brings back what a killed worker had set aside of a job, unless another call is at it."""
+    with claimed(base, root) as ours, set_aside(base, cuts, root) if ours else nullcontext():
+        pass
 
 
 def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: int, deadline: float,
@@ -113,6 +109,7 @@ def start_job(base: RunSpec, cuts: list[RunSpec], root, device: str, threads: in
     with claimed(base, root, min(left, FOREVER) if wait else 0) as ours:
         if ours:
             with set_aside(base, cuts, root):
+                drop_unreadable(cache_path("weights", base, root))
                 run_job(base, still_missing(cuts, root), root, device, threads, deadline, keep_weights)
     return not ours
 
@@ -166,8 +163,13 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
                         errors.append(error)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
+                children = multiprocessing.active_children()
+                for process in children:
                     process.terminate()
+                for process in children:
+                    process.join()
+                for base, cuts in running.values():
+                    put_back(base, cuts, root)
                 raise
             waiting += left
         tries += bool(waiting)

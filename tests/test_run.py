@@ -124,7 +124,7 @@ def test_stale_records_are_kept_unless_asked(root, monkeypatch):
     assert run_quietly([BASE], root) == Summary(reused=1)
 
 
-@pytest.mark.parametrize("end", ["paused", "interrupted", "killed"])
+@pytest.mark.parametrize("end", ["paused", "interrupted", "killed", "unmeasured"])
 def test_what_is_to_be_made_anew_stays_where_the_new_run_does_not_end(root, monkeypatch, end):
     run_quietly([cut()], root)
     kept = {path: path.read_bytes() for path in [*root.rglob("*.json"), cache_path("weights", BASE, root)]}
@@ -132,7 +132,8 @@ def test_what_is_to_be_made_anew_stays_where_the_new_run_does_not_end(root, monk
     with monkeypatch.context() as patch:
 
         def stop(*job):
-            assert not any(path.exists() for path in kept), "made anew with the old ones in place"
+            left = [path.suffix for path in kept if path.exists()]
+            assert left == [".npz"] * (end == "unmeasured"), "made anew with the old ones in place"
             if end == "killed":
                 patch.setattr(Path, "replace", None)  # nothing can come back any more
             if end != "paused":
@@ -141,7 +142,10 @@ def test_what_is_to_be_made_anew_stays_where_the_new_run_does_not_end(root, monk
         patch.setattr(store, "code_hash", lambda *_: "new code")
         patch.setattr(store, "_equal_codes", lambda names: ())
         patch.setenv("FFR_STALE", "rerun")
-        patch.setattr(workers, "run_job", stop)
+        if end == "unmeasured":  # the weights are saved by then, the record is not
+            patch.setattr(jobs.measure, "report", lambda *a: stop())
+        else:
+            patch.setattr(workers, "run_job", stop)
         try:
             workers.start_job(BASE, [cut()], root, "cpu", 1, float("inf"))
         except (KeyboardInterrupt, TypeError):
@@ -150,6 +154,48 @@ def test_what_is_to_be_made_anew_stays_where_the_new_run_does_not_end(root, monk
         assert not any(path.exists() for path in kept)
         run_quietly([BASE, cut()], root)
     assert {path: path.read_bytes() for path in kept} == kept and not [*root.rglob("replaced/**/*.*")]
+
+
+def test_records_that_a_user_restored_keep_their_weights(root, monkeypatch):
+    """After a kill the record is fetched back by hand, say by git, before the next call: it is not a new one."""
+    record, weights = store.record_path(BASE, root), cache_path("weights", BASE, root)
+    old = record.read_bytes(), weights.read_bytes()
+    aside = [root / "cache" / "replaced" / path.relative_to(root) for path in (record, weights)]
+    for path, content in zip(aside, old):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    weights.write_bytes(b"of a run that was not measured")
+    workers.put_back(BASE, [], root)
+    assert (record.read_bytes(), weights.read_bytes()) == old and not any(path.exists() for path in aside)
+
+
+def test_ctrl_c_brings_back_what_workers_had_set_aside(tmp_path, monkeypatch):
+    short, long = replace(BASE, seed=1), replace(BASE, recipe=replace(BASE.recipe, epochs=3000))
+    for spec in (short, long):
+        jobs.save(spec, "finished", {"test_accuracy": 50.0}, "cpu", tmp_path)
+        record = json.loads((path := store.record_path(spec, tmp_path)).read_text())
+        record["provenance"]["code"] = "0" * 12
+        path.write_text(json.dumps(record))
+    old = path.read_bytes()
+
+    class Bar:
+        def update(self, n):
+            assert not path.exists(), "the longer run has not begun, or has ended"
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("FFR_STALE", "rerun")
+    with pytest.raises(KeyboardInterrupt):
+        workers.on_cores([(short, []), (long, [])], tmp_path, 2, float("inf"), Bar())
+    assert path.read_bytes() == old and store.lookup(short, tmp_path)["provenance"]["code"] != "0" * 12
+
+
+def test_short_memory_costs_no_weights(root, monkeypatch):
+    weights = cache_path("weights", BASE, root)
+    for error in (RuntimeError("can't allocate memory: 1 GB"), PermissionError(13, "Permission denied")):
+        monkeypatch.setattr(checkpoint, "load_pruned", lambda path, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            checkpoint.drop_unreadable(weights)
+    assert weights.exists()
 
 
 def test_weights_that_cannot_be_read_are_made_again(root, capsys):
