@@ -126,9 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(fresh, ignore_errors=True)  # trained from nothing, and kept afterwards for who wants to look
         parameters["scale"] = "quick"
         values |= {"FFR_RESULTS": str(fresh / "results"), "FFR_PICTURES": "never"}
-    ahead = Counter()  # hours of runs are made before the notebooks: by priority over all of them, with the time left
+    ahead = Counter()  # hours of runs are made (`tables`: counted) before the notebooks: by priority over all of them
     with patch.dict(os.environ, values):
-        if given.task == "reproduce" and given.scale != "quick":
+        if fresh is None and given.scale != "quick":
             specs = catalogue.specs(given.scale, seeds=given.seeds or 0)
             ahead.update(asdict(run_specs(specs, workers=given.workers, device=given.device or "")))
         totals = execute_all(parameters, fresh and fresh / "notebooks")

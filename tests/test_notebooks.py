@@ -162,7 +162,9 @@ def test_hours_of_runs_are_made_by_priority_before_the_notebooks(two_experiments
     assert asked == [(catalogue.specs("laptop", seeds=2), {"workers": 2, "device": "cpu"})]
     assert capsys.readouterr().out.endswith("4 records reused, 9 trained, 1 missing\n")
     assert printed(two_experiments / "notebooks" / "01_a.ipynb")["scale"] == "laptop"
-    assert notebooks.main(["tables", "--scale", "laptop"]) == 0 and len(asked) == 1
+    monkeypatch.setattr(notebooks, "run_specs", lambda *a, **more: asked.append(os.environ["FFR_TRAIN"]) or Summary(5))
+    assert notebooks.main(["tables", "--scale", "laptop"]) == 0 and asked[1:] == ["never"], "counted once, not trained"
+    assert capsys.readouterr().out.endswith("5 records reused, 0 trained\n")
 
 
 def test_tables_trains_nothing_and_replicate_starts_from_an_empty_store(two_experiments, monkeypatch):
