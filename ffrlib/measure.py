@@ -24,6 +24,7 @@ from ffrlib.models import counted_convolutions
 from ffrlib.pruning import budgets, criteria, removal
 from ffrlib.pruning.criteria import evaluating
 from ffrlib.regularizers import flow
+from ffrlib.spec import require
 
 THRESHOLD = 1e-3  # |w| below it counts as zero
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -34,11 +35,6 @@ GRID, HALVINGS = (0.2, 0.4, 0.6, 0.8), 3  # removable shares are found to 0.2 / 
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def nonzero_parameters(model: nn.Module) -> int:
-    """Number of parameters that are not exactly zero."""
-    return sum(int(p.count_nonzero()) for p in model.parameters())
 
 
 def macs(model: nn.Module, image_shape) -> int:
@@ -69,8 +65,9 @@ def accuracy(model, images, labels, mean, std, dtype=torch.float32, batch: int =
 
 def sparsity(model: nn.Module, threshold: float = THRESHOLD) -> dict:
     """Shares of |w| < threshold in the counted convolutions: "weights" and "kernels" (W[o, i] as a whole) of all of
-    them together, "layers" the weights of each (list)."""
+    them together, "layers" the weights of each (list). ValueError for a net without any."""
     weights = [conv.weight.detach().abs() for _, conv in counted_convolutions(model)]
+    require(len(weights) > 0, "the number of convolutions", 0, "1 or more")
     small = [w < threshold for w in weights]
     layers = torch.stack([s.double().mean() for s in small]).tolist()
     total = sum(share * w.numel() for share, w in zip(layers, weights)) / sum(w.numel() for w in weights)
@@ -196,7 +193,8 @@ def passes(test: int, validation: int) -> int:
 
 def report(model: nn.Module, image_set: ImageSet, dtype=torch.float32, flow_tap: str | None = None) -> dict:
     """The metrics of a trained net, named and defined in docs/design.md. Costs `passes`; all training images only where
-    channels stay silent."""
+    channels stay silent. ValueError for a net of another library (docs/own.md says what takes any)."""
+    removal.groups(model)
     prepare, shape = (image_set.mean, image_set.std, dtype), tuple(image_set.train[0].shape[1:])
 
     def percent(net, pair, count: int | None = None) -> float:

@@ -19,7 +19,7 @@ import torch
 
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
 from ffrlib.scales import FRESH
-from ffrlib.spec import CIFAR_RESNETS, RunSpec, from_dict, key, to_dict
+from ffrlib.spec import CIFAR_RESNETS, SCALES, RunSpec, choose, from_dict, key, to_dict
 
 FORMAT = 1
 Problem = namedtuple("Problem", "path why")  # a record that cannot be used, and why
@@ -232,7 +232,9 @@ def current(spec: RunSpec, root: Path | None = None) -> dict | None:
 
 
 def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[dict], list[Problem]]:
-    """All records (of one scale), in the order of their paths, and the problems met."""
+    """All records (of one scale), in the order of their paths, and the problems met. ValueError: an unknown scale."""
+    if scale:
+        choose("scale", scale, SCALES)
     records, problems = [], []
     for path in sorted(Path(root or results_folder()).glob(f"runs/{scale or '*'}/*/*.json")):
         try:

@@ -21,7 +21,7 @@ from ffrlib import data, models
 from ffrlib.data import ImageSet
 from ffrlib.models.layers import Dropout
 from ffrlib.regularizers import flow, proximal, weight
-from ffrlib.spec import Recipe, RunSpec
+from ffrlib.spec import Recipe, RunSpec, require
 
 
 def stream_seed(seed: int, purpose: str) -> int:
@@ -89,9 +89,9 @@ def compiled_flow():
 class Trainer:
     """One run in progress.
 
-    `model`: continue with this net instead of a new one. `masks`: {parameter name: 0/1 tensor}; where 0, weights stay
-    zero. `observe(model) -> {name: float}` is asked after about ten evenly spaced epochs and after the last.
-    `compiled`: the forward pass goes through torch.compile.
+    `model`: continue with this net, in place, instead of a new one that is drawn from the seed. `masks`: {parameter
+    name: 0/1 tensor}; where 0, weights stay zero. `observe(model) -> {name: float}` is asked after about ten evenly
+    spaced epochs and after the last. `compiled`: the forward pass goes through torch.compile.
     """
 
     def __init__(self, spec: RunSpec, images: ImageSet, device="cpu", model=None, masks=None, observe=None,
@@ -104,6 +104,9 @@ class Trainer:
         self.model.to(self.device, self.real, memory_format=torch.channels_last)
         r, f, a = spec.recipe, spec.flow, spec.activation
         tap = f.tap if f.length or f.curvature else a.tap if a.strength else None  # None: no penalty reads features
+        if tap:
+            able = "one with `default_tap` and `flow(x, tap)` for a penalty on features (docs/own.md)"
+            require(hasattr(self.model, "default_tap"), "the net", type(self.model).__name__, able)
         self.tap = self.model.default_tap if tap == "default" else tap
         self.batch = min(r.batch_size, len(images.train[1]))
         self.steps = len(images.train[1]) // self.batch  # the last, smaller batch is left out: every step has one shape
@@ -134,7 +137,8 @@ class Trainer:
 
     # -- one step: nothing in here may ask the device for a value ------------------------------------------------------
     def penalties(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """The sum of the three bundles of penalties for one batch (scalar)."""
+        """The sum of the three bundles of penalties for one batch (scalar). `features` is empty where `tap` is None,
+        as for a spec without a penalty on features."""
         w, f, a = self.spec.weight, self.spec.flow, self.spec.activation
         total = torch.zeros((), device=self.device, dtype=self.real)
         if w.name != "none" and w.update == "subgradient":

@@ -329,5 +329,7 @@ def test_bad_input_is_told_in_one_sentence():
     for shortcuts in (None, [None, None], [None]):
         with pytest.raises(ValueError, match="shortcuts is"):
             flow_penalty(features, 1.0, 1.0, transition="shortcut", shortcuts=shortcuts)
+    with pytest.raises(ValueError, match="features is 'one tensor'; allowed: a list"):
+        flow_penalty(features[0], 1.0)
     with pytest.raises(ValueError, match="length needs pairs"):
         flow_penalty(features[:1], 1.0)

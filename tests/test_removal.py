@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ffrlib import models
-from ffrlib.pruning import removal
+from ffrlib import data, measure, models
+from ffrlib.pruning import criteria, removal
+from ffrlib.spec import FlowPenalty, RunSpec
+from ffrlib.training import Trainer
 
 EVERY = [(name, s) for name in models.NAMES for s in (("A", "B") if name in models.CIFAR_RESNETS else (None,))]
 # One or two of each family for the random cuts, thin where the whole net is big.
@@ -387,6 +389,16 @@ def test_another_file_is_refused(tmp_path):
 def test_a_net_of_another_kind_is_told_where_to_go():
     with pytest.raises(ValueError, match="the net is 'Sequential'.* docs/own.md"):
         removal.shrink(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), {})
+    other, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), data.load("digits")
+    unfit = (
+        lambda: removal.save_pruned("nowhere.npz", other), lambda: criteria.l1_norm(other),
+        lambda: measure.report(other, images), lambda: Trainer(RunSpec(flow=FlowPenalty(0.1)), images, model=other),
+    )  # fmt: skip
+    for call in unfit:
+        with pytest.raises(ValueError, match="the net is 'Sequential'.*docs/own.md"):
+            call()
+    with pytest.raises(ValueError, match="the number of convolutions is 0"):
+        measure.sparsity(other)
 
 
 # --- oracles ----------------------------------------------------------------------------------------------------------

@@ -303,6 +303,8 @@ def test_frame_has_one_row_a_record(tmp_path):
     row = frame[frame["weight.strength"] == 1e-3].iloc[0]
     assert row["weight.name"] == "hierarchical_squared_group_l12" and row["test_accuracy"] == 91.25
     assert [r["spec"].scale for r in store.load_all(tmp_path, "laptop")[0]] == ["laptop"]
+    with pytest.raises(ValueError, match="did you mean 'quick'"):
+        store.load_all(tmp_path, "qick")
 
 
 def test_frame_tells_the_fresh_seeds(tmp_path):

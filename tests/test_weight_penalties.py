@@ -304,8 +304,13 @@ def test_bad_input_is_told_in_one_sentence():
         penalty([], "l1")
     with pytest.raises(ValueError, match=r"\(out, in, kh, kw\)"):
         penalty([torch.ones(3)], "l1")
-    with pytest.raises(ValueError, match="number of weights"):
+    with pytest.raises(ValueError, match="modules that network_slimming acts on is 0"):
         weight_penalty(model, "network_slimming", 1.0)  # no batch norm in this net
+    with pytest.raises(ValueError, match="modules that l1 acts on is 0.* include_linear"):
+        weight_penalty(torch.nn.Linear(3, 3), "l1", 1.0)
+    with pytest.raises(ValueError, match="strength is -1.0; allowed: 0 or more"):
+        weight_penalty(model, "l1", -1.0)
+    assert float(weight_penalty(model, "l1", torch.tensor(0.0))) == 0
     with pytest.raises(ValueError, match="0 to 1"):
         weight_penalty(model, "l1", 1.0, mix=2.0)
     with pytest.raises(ValueError, match="second"):

@@ -27,7 +27,9 @@ Scores = dict[str, Tensor]
 
 def _mean(model: nn.Module, part: str, score: Callable[[Tensor, int], Tensor]) -> Scores:
     """Mean of `score(weight, size) -> (size,)` over a group's "writers", "norms" or "readers"."""
-    weights = {g: [model.get_submodule(m).weight.detach().float() for m in getattr(g, part)] for g in model.groups()}
+    weights = {
+        g: [model.get_submodule(m).weight.detach().float() for m in getattr(g, part)] for g in removal.groups(model)
+    }
     return {g.name: torch.stack([score(w, g.size) for w in ws]).mean(0) for g, ws in weights.items()}
 
 

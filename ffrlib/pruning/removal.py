@@ -22,11 +22,16 @@ from ffrlib.spec import choose, require
 Keep = dict[str, torch.Tensor]
 
 
-def full_keep(model: nn.Module) -> Keep:
-    """All channels kept: {group name: (size,) of True}, on the CPU. ValueError for a net of another library."""
+def groups(model: nn.Module) -> list[ChannelGroup]:
+    """The groups of channels that go together. ValueError for a net of another library."""
     fits = hasattr(model, "groups") and hasattr(model, "layout")
     require(fits, "the net", type(model).__name__, "one of ffrlib.models (how to cut others: docs/own.md)")
-    return {group.name: torch.ones(group.size, dtype=torch.bool) for group in model.groups()}
+    return model.groups()
+
+
+def full_keep(model: nn.Module) -> Keep:
+    """All channels kept: {group name: (size,) of True}, on the CPU. ValueError for a net of another library."""
+    return {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups(model)}
 
 
 def _filled(model: nn.Module, keep: Keep) -> Keep:
@@ -169,7 +174,9 @@ def needed(model: nn.Module) -> Keep:
 
 
 def save_pruned(path: str | Path, model: nn.Module) -> None:
-    """Write layout and state as one .npz without pickle, first under a temporary name in the same folder."""
+    """Write layout and state as one .npz without pickle, first under a temporary name in the same folder.
+    ValueError for a net of another library."""
+    groups(model)
     head = json.dumps({"format": 1, "layout": asdict(model.layout), "channels_last": _channels_last(model)})
     arrays = {f"state/{name}": value.cpu().numpy() for name, value in model.state_dict().items()}
     write_atomically(path, lambda file: np.savez(file, head=np.array(head), **arrays))

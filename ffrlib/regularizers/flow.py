@@ -35,6 +35,9 @@ def _paths(features, transition: str = "skip", shortcuts=None) -> tuple[list[tup
     A run of equal shapes is led by the (at most two) features before it, brought to its shape. The step between those
     two is needed for the first bend; as a pair it is counted at its own shape.
     """
+    require(
+        not isinstance(features, Tensor), "features", "one tensor", "a list of them, one a layer, each (B, C, H, W)"
+    )
     choose("transition", transition, ("skip", "pool_pad", "shortcut"))
     if transition == "shortcut":
         given = [s is not None for s in shortcuts or ()]

@@ -93,10 +93,14 @@ def weight_penalty(
     choose("the penalty", name, ("network_slimming", *FORMS))
     choose("second", second, FORMS)
     require(0 <= mix <= 1, "mix", mix, "0 to 1")
+    if not isinstance(strength, Tensor):  # asking a tensor would synchronise with the device
+        require(strength >= 0, "strength", strength, "0 or more")
     terms = []
     for which, share in ((name, mix), (second, 1 - mix)):
         if share > 0:
             weights = [as_dense(module, grouping) for module in penalised(model, which, include_linear)]
+            kinds = "Conv2d (with include_linear also Linear; for network_slimming BatchNorm2d)"
+            require(len(weights) > 0, f"the number of modules that {which} acts on", 0, f"1 or more, of {kinds}")
             if which == "network_slimming":  # a vector, seen as a linear layer with one output
                 weights, which = [w.unsqueeze(0) for w in weights], "l1"
             terms.append(strength * share * penalty(weights, which, grouping))
