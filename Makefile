@@ -64,7 +64,7 @@ lab: $(ENVIRONMENT)  ## JupyterLab at the start notebook (LAB=--allow-root and t
 tables: $(ENVIRONMENT)  ## every table and figure from the records alone, nothing is trained (SCALE)
 	@$(PY) -m ffrlib.notebooks tables --scale $(SCALE)
 
-figures: $(ENVIRONMENT)  ## the pictures from the records
+figures: $(ENVIRONMENT)  ## README's picture and that of the latencies (those of the experiments: make tables)
 	@$(PY) -m ffrlib.pictures
 
 check: $(ENVIRONMENT)  ## are all records valid, do all tables come out the same?
@@ -76,7 +76,7 @@ plan: $(ENVIRONMENT)  ## what would run, and how many minutes it takes (SCALE, W
 data: $(ENVIRONMENT)  ## fetch CIFAR-10 (170 MB) into data/raw; other sets: python -m ffrlib.fetch NAME
 	@$(PY) -m ffrlib.fetch cifar10
 
-clean:  ## remove what can be made again (not the records, the environment or the data)
+clean:  ## remove build/, caches, checkpoints and weights kept for cuts (not the records, the environment, the data)
 	@rm -rf build .pytest_cache .ruff_cache .hypothesis results/cache/checkpoints results/cache/weights results/cache/locks
 	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
 

@@ -7,10 +7,8 @@ so that a checkpoint needs no generator's state and fits every device.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import signal
-import sys
 import threading
 import warnings
 import zipfile
@@ -22,7 +20,6 @@ import numpy as np
 import torch
 
 from ffrlib.files import write_atomically
-from ffrlib.pruning.removal import load_pruned
 from ffrlib.spec import key
 from ffrlib.store import code_hash
 
@@ -30,24 +27,6 @@ PLACE = ("epoch", "curve", "seconds", "failure")
 UNREADABLE = (  # what a damaged .npz can raise as it is read
     OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, TokenError,
 )  # fmt: skip
-
-
-def short_of_memory(error: Exception) -> bool:
-    """Whether memory was short: on a CPU torch says so in a RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def drop_unreadable(weights: Path) -> None:
-    """Removes stored weights that are damaged, with a line on stderr: their run is then made again."""
-    try:
-        load_pruned(weights)
-    except FileNotFoundError:
-        pass
-    except UNREADABLE as error:
-        if short_of_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
-            raise  # which says nothing about the file
-        print(f"{weights} cannot be read ({error}); its run is made again.", file=sys.stderr, flush=True)
-        weights.unlink()
 
 
 def identity(trainer) -> list:

@@ -6,6 +6,7 @@ they are small enough the weights and the checkpoint from which a later call goe
 
 from __future__ import annotations
 
+import errno
 import math
 import platform
 import re
@@ -16,13 +17,16 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
-from ffrlib import store
-from ffrlib.checkpoint import drop_unreadable
+import torch
+
+from ffrlib import checkpoint, store
 from ffrlib.files import results_folder, write_atomically
 from ffrlib.jobs import PORTABLE, cache_path, checkpoints, run_job
+from ffrlib.pruning import removal
 from ffrlib.spec import RunSpec, from_dict, key, to_dict
 
 PATIENCE = 10  # seconds in which the scheduler must answer
+UNFIT = "the worker on "  # how the sentence about a worker begins that no job can be given to
 
 
 def paths_of(specs: list[RunSpec], root: Path) -> dict[str, Path]:
@@ -37,6 +41,24 @@ def outdated(specs: list[RunSpec], root: Path | None) -> list[Path]:
     stale = [spec for spec in specs if store.lookup(spec, root) and not store.current(spec, root)]
     weights = [cache_path("weights", specs[0], root)] if specs[0] in stale else []
     return [store.record_path(spec, root) for spec in stale] + weights
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Whether memory was short: on a CPU torch says so in a RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def drop_unreadable(weights: Path) -> None:
+    """Removes stored weights that are damaged, with a line on stderr: their run is then made again."""
+    try:
+        removal.load_pruned(weights)
+    except FileNotFoundError:
+        pass
+    except checkpoint.UNREADABLE as error:
+        if short_of_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise  # which says nothing about the file
+        print(f"{weights} cannot be read ({error}); its run is made again.", file=sys.stderr, flush=True)
+        weights.unlink()
 
 
 def contents(specs: list[RunSpec], root: Path) -> dict[str, bytes]:
@@ -57,9 +79,9 @@ def work(settings: list[dict], code: list[str], files: dict[str, bytes], device:
 
     specs, worker = [from_dict(each) for each in settings], get_worker()
     if [store.code_hash(spec) for spec in specs] != code:
-        raise RuntimeError(f"the worker on {platform.node()} runs another version of ffrlib: use one commit everywhere")
+        raise RuntimeError(f"{UNFIT}{platform.node()} runs another version of ffrlib: use one commit everywhere")
     if worker.state.nthreads != 1:
-        raise RuntimeError(f"the worker on {platform.node()} has several threads: start it with --nthreads 1")
+        raise RuntimeError(f"{UNFIT}{platform.node()} has several threads: start it with --nthreads 1")
     with tempfile.TemporaryDirectory(dir=worker.local_directory) as folder:
         root = Path(folder)
         for name, content in files.items():
@@ -148,6 +170,8 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
                 except (KilledWorker, CancelledError, ImportError):
                     raise
                 except Exception as error:  # a run that fails does not stop the others
+                    if str(error).startswith(UNFIT):  # it fails at once, so it would empty the queue
+                        raise
                     errors.append(error)
                     continue
                 keep(specs, root, files)

@@ -24,8 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ffrlib import fetch, store
-from ffrlib.checkpoint import drop_unreadable, short_of_memory
-from ffrlib.cluster import on_cluster
+from ffrlib.cluster import drop_unreadable, on_cluster, short_of_memory
 from ffrlib.files import write_atomically
 from ffrlib.jobs import (
     PORTABLE,

@@ -17,8 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ffrlib import store
-from ffrlib.checkpoint import drop_unreadable, short_of_memory
-from ffrlib.cluster import outdated, paths_of
+from ffrlib.cluster import drop_unreadable, outdated, paths_of, short_of_memory
 from ffrlib.files import results_folder
 from ffrlib.jobs import cache_path, run_job
 from ffrlib.spec import RunSpec, key

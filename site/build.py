@@ -225,7 +225,7 @@ def compact(text: str) -> str:
 
 def figures_page(source: Path) -> str:
     """All pictures of results/figures, with the text that stands in for each."""
-    found = ["# Figures", "", "Drawn from the records alone (`make figures`, `make tables`).", ""]
+    found = ["# Figures", "", "Drawn from the records alone (`make tables SCALE=...`).", ""]
     for path in sorted((source / "results" / "figures").glob("*/*.svg")):
         place, text = f"{path.parent.name}/{path.name}", path.with_suffix(".txt")
         alt = html.escape(text.read_text().strip() if text.exists() else path.stem)

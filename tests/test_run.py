@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffrlib import checkpoint, files, jobs, run, store, together, training, workers
+from ffrlib import checkpoint, cluster, files, jobs, run, store, together, training, workers
 from ffrlib.run import Summary, cache_path, jobs_of, run_specs
 from ffrlib.spec import FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, base_of
 
@@ -192,9 +192,9 @@ def test_ctrl_c_brings_back_what_workers_had_set_aside(tmp_path, monkeypatch):
 def test_short_memory_costs_no_weights(root, monkeypatch):
     weights = cache_path("weights", BASE, root)
     for error in (RuntimeError("can't allocate memory: 1 GB"), PermissionError(13, "Permission denied")):
-        monkeypatch.setattr(checkpoint, "load_pruned", lambda path, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(cluster.removal, "load_pruned", lambda path, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(type(error)):
-            checkpoint.drop_unreadable(weights)
+            cluster.drop_unreadable(weights)
     assert weights.exists()
 
 
