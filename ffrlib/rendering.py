@@ -43,8 +43,9 @@ def readable(table: pd.DataFrame, merged: bool = True) -> pd.DataFrame:
     out = pd.DataFrame({c: [text(c, v) for v in table[c].tolist()] for c in table.columns}, dtype=object)
     for c in [c for c in out.columns if merged and f"{c} low" in out]:
         limits = zip(out[c], out.pop(f"{c} low"), out.pop(f"{c} high"))
-        bare = ("", NOT_RUN, NOT_REACHED)  # of one run, or none: without limits
-        out[c] = [mean if low in bare else f"{mean} [{low}, {high}]" for mean, low, high in limits]
+        bare = {"", NOT_RUN, NOT_REACHED}  # of one run, or none: without limits
+        same = not c.startswith("lead")  # equal numbers of all seeds need no interval where n stands in the row
+        out[c] = [m if low in bare | ({m} if same else set()) else f"{m} [{low}, {high}]" for m, low, high in limits]
     return out
 
 

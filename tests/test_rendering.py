@@ -15,12 +15,14 @@ def test_text_has_no_negative_zero_and_no_noise():
     assert rendering.text("straightness", math.nan) == "" and rendering.text("test_accuracy", 91.256) == "91.26"
 
 
-def test_an_interval_of_width_zero_is_shown_and_one_run_has_none():
+def test_an_interval_of_width_zero_is_shown_of_a_lead_and_one_run_has_none():
     row = {"lead": -1.67, "lead low": -1.67, "lead high": -1.67}
     alone = {"lead": 2.0, "lead low": math.nan, "lead high": math.nan}
     absent = dict.fromkeys(row, tables.NOT_REACHED)
     shown = rendering.readable(pd.DataFrame([row, alone, absent]))["lead"].tolist()
     assert shown == ["-1.67 [-1.67, -1.67]", "2.00", tables.NOT_REACHED]
+    row = {"macs": 5.0, "macs low": 5.0, "macs high": 5.0}
+    assert rendering.readable(pd.DataFrame([row]))["macs"].tolist() == ["5"]
 
 
 def test_a_cell_that_was_not_run_is_grey_and_another_is_not():
