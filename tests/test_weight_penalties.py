@@ -310,7 +310,7 @@ def test_bad_input_is_told_in_one_sentence():
         weight_penalty(torch.nn.Linear(3, 3), "l1", 1.0)
     with pytest.raises(ValueError, match="strength is -1.0; allowed: 0 or more"):
         weight_penalty(model, "l1", -1.0)
-    assert float(weight_penalty(model, "l1", torch.tensor(0.0))) == 0
+    assert weight_penalty(model, "l1", torch.tensor(0.0)).item() == 0
     with pytest.raises(ValueError, match="0 to 1"):
         weight_penalty(model, "l1", 1.0, mix=2.0)
     with pytest.raises(ValueError, match="second"):
