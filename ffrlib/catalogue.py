@@ -15,16 +15,23 @@ from itertools import chain, product
 from ffrlib.files import REPOSITORY
 from ffrlib.scales import (
     BASES,
+    CHANNEL_SCORES,
     CUT_BY_LOSS,
+    FEW_SCORES,
+    FEW_SEEDS,
     FFR_NETS,
+    FINE_TUNE,
     FIRST,
     FRESH,
     FURTHER,
     HGSR_NETS,
     HGSR_PAIRS,
     HSQ_GL12,
+    READINGS,
     SEEDS,
     TOGETHER,
+    TOLERANCES,
+    WIDE,
 )  # fmt: skip
 from ffrlib.spec import (
     CRITERIA,
@@ -44,18 +51,6 @@ BESIDE = {  # strengths beyond a grid or between two of it, in 1_hgsr_criteria o
 }
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
 # ... of FlowPenalty's length and curvature and of the activation control.
-WIDE = ("l1", "group_lasso", "exclusive_sparsity", HSQ_GL12)  # tried at several widths where minutes count
-READINGS = {  # one option of FFR's open reading varied at a time
-    "norm l2": {"norm": "l2"}, "norm squared_l2": {"norm": "squared_l2"},
-    "curvature angle": {"curvature_kind": "angle"},
-    "tap pre_activation": {"tap": "pre_activation"}, "tap post_activation": {"tap": "post_activation"},
-    "tap block_output": {"tap": "block_output"}, "transition pool_pad": {"transition": "pool_pad"},
-    "transition shortcut": {"transition": "shortcut"},
-}  # fmt: skip
-CHANNEL_SCORES = (
-    "l1_norm", "l2_norm", "bn_scale", "geometric_median", "feature_group", "flow", "taylor", "loss_increase", "random",
-)  # fmt: skip
-FEW_SCORES = ("l1_norm", "bn_scale", "geometric_median", "taylor", "random")
 
 
 CLAIMS = {  # experiment, made by the notebook of the same name under notebooks/experiments -> what it speaks to
@@ -158,10 +153,6 @@ def cuts(base: RunSpec, scores, amounts, budget: str, epochs: int, lr: float, **
     for score in scores:
         for amount in amounts:
             yield replace(base, pruning=Pruning(score, budget, amount, epochs=epochs, lr=lr, **more))
-
-
-FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # epochs, learning rate
-TOLERANCES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # of the rise of the loss
 
 
 def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -293,11 +284,6 @@ RUNS = {
     "1_hgsr_criteria": hgsr_criteria, "2_hgsr_structure": hgsr_structure, "3_hgsr_pruning": hgsr_pruning,
     "4_ffr_flow": ffr_flow, "5_ffr_pruning": ffr_pruning, "6_ffr_readings": ffr_readings, "7_both_papers": both_papers,
     "8_how_firm": how_firm,
-}  # fmt: skip
-FEW_SEEDS = {  # where it isn't the scale's own number: quick has six minutes, laptop 12 hours
-    "quick": {"2_hgsr_structure": 3, "6_ffr_readings": 3},
-    "laptop": {"1_hgsr_criteria": 5, "2_hgsr_structure": 2, "3_hgsr_pruning": 1, "5_ffr_pruning": 1,
-               "6_ffr_readings": 1, "7_both_papers": 1},
 }  # fmt: skip
 
 

@@ -31,8 +31,8 @@ def lead(name: str, differences: pd.Series) -> dict:
 def interpolated(frame: pd.DataFrame, keys: list[str], plain: str, lost: float) -> pd.Series:
     """Removable weights of an arm in points, by seed, where its mean validation accuracy is `lost` points below that of
     the run with key `plain`: linear between the two strengths (`keys`, ascending; the plain net is strength 0) between
-    which it first gets there. Empty where it never does,
-    or where the plain net has no run."""
+    which it first gets there. Empty where it never does, or
+    where the plain net has no run."""
     arm = covered(frame[frame["status"] == "finished"], keys)
     stored = [plain, *(k for k in keys if k in set(arm["key"]))]
     rows = frame[frame["key"].isin(stored) & frame["seed"].isin(arm["seed"])]

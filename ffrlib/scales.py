@@ -1,4 +1,4 @@
-"""What a scale stands on: its plain runs with their recipes, and which nets each family of experiments takes."""
+"""What a scale stands on: its plain runs with their recipes, the nets of each family of experiments, what they vary."""
 
 from __future__ import annotations
 
@@ -52,3 +52,22 @@ TOGETHER = {  # the criteria put on a net beside FFR's arms
 }  # fmt: skip
 SEEDS = {"quick": 5, "laptop": 3, "paper": 5}
 FRESH = range(100, 115)  # seeds of the confirmation (docs/protocol.md): its runs enter no other table
+WIDE = ("l1", "group_lasso", "exclusive_sparsity", HSQ_GL12)  # tried at several widths where minutes count
+READINGS = {  # one option of FFR's open reading varied at a time
+    "norm l2": {"norm": "l2"}, "norm squared_l2": {"norm": "squared_l2"},
+    "curvature angle": {"curvature_kind": "angle"},
+    "tap pre_activation": {"tap": "pre_activation"}, "tap post_activation": {"tap": "post_activation"},
+    "tap block_output": {"tap": "block_output"}, "transition pool_pad": {"transition": "pool_pad"},
+    "transition shortcut": {"transition": "shortcut"},
+}  # fmt: skip
+CHANNEL_SCORES = (
+    "l1_norm", "l2_norm", "bn_scale", "geometric_median", "feature_group", "flow", "taylor", "loss_increase", "random",
+)  # fmt: skip
+FEW_SCORES = ("l1_norm", "bn_scale", "geometric_median", "taylor", "random")
+FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # epochs, learning rate
+TOLERANCES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # of the rise of the loss
+FEW_SEEDS = {  # where it isn't the scale's own number: quick has six minutes, laptop 12 hours
+    "quick": {"2_hgsr_structure": 3, "6_ffr_readings": 3},
+    "laptop": {"1_hgsr_criteria": 5, "2_hgsr_structure": 2, "3_hgsr_pruning": 1, "5_ffr_pruning": 1,
+               "6_ffr_readings": 1, "7_both_papers": 1},
+}  # fmt: skip

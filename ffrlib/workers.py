@@ -93,7 +93,7 @@ def set_aside(base: RunSpec, cuts: list[RunSpec], root) -> Iterator[None]:
         put_back()
 
 
-def put_back(base: RunSpec, cuts: list[RunSpec], root) -> None:
+def bring_back(base: RunSpec, cuts: list[RunSpec], root) -> None:
     """Brings back what a killed worker had set aside of a job, unless another call is at it."""
     with claimed(base, root) as ours, set_aside(base, cuts, root) if ours else nullcontext():
         pass
@@ -168,7 +168,7 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
                 for process in children:
                     process.join()
                 for base, cuts in running.values():
-                    put_back(base, cuts, root)
+                    bring_back(base, cuts, root)
                 raise
             waiting += left
         tries += bool(waiting)

@@ -165,7 +165,7 @@ def test_records_that_a_user_restored_keep_their_weights(root, monkeypatch):
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
     weights.write_bytes(b"of a run that was not measured")
-    workers.put_back(BASE, [], root)
+    workers.bring_back(BASE, [], root)
     assert (record.read_bytes(), weights.read_bytes()) == old and not any(path.exists() for path in aside)
 
 
