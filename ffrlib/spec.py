@@ -32,6 +32,7 @@ SCORES = (
     "magnitude", *CRITERIA[1:],
 )  # fmt: skip
 BUDGETS = ("threshold", "channel_share", "macs_share", "parameter_share", "loss_tolerance", "weight_share")
+NARROWEST = 0.1  # factor on the widths: half of the channels of any net can still be cut, as every record wants it
 CHOICES = {  # what a setting may be, whatever the others are
     "data": DATA, "model": MODELS, "scale": SCALES, "init": ("default", "published"),
     "recipe.schedule": ("cosine", "step", "constant", "one_cycle"), "recipe.augment": ("none", "crop_flip"),
@@ -182,7 +183,7 @@ def validate(spec: RunSpec) -> None:
     if spec.init == "published":
         exist = spec.model in ("resnet20", "resnet56") and (spec.shortcut, spec.data, spec.width) == ("A", "cifar10", 1)
         require(exist, "init", spec.init, "'published' only for resnet20 or resnet56 with shortcut 'A' on cifar10")
-    require(0 < spec.width <= 8, "width", spec.width, "a factor in (0, 8]")
+    require(NARROWEST <= spec.width <= 8, "width", spec.width, f"a factor from {NARROWEST} to 8")
     require(spec.train_size >= 0, "train_size", spec.train_size, "0 (all) or a number of images")
     require(0 <= spec.seed < 2**31, "seed", spec.seed, "0 to 2147483647")
     r, w, f, p = spec.recipe, spec.weight, spec.flow, spec.pruning

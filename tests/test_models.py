@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffrlib import models
+from ffrlib import models, spec
 from ffrlib.models.layers import PadShortcut
 from ffrlib.models.resnet import Projection
 
@@ -276,6 +276,12 @@ def test_layout_rebuilds_any_width(which, factor, classes):
     x = images(name, 1)
     with torch.no_grad():
         assert model(x).shape == (1, classes) and torch.equal(model(x), again(x))
+
+
+@pytest.mark.parametrize("name", spec.MODELS)
+def test_half_of_the_channels_of_the_narrowest_net_can_be_cut(name):
+    widths = models.scaled_widths(name, spec.NARROWEST)
+    assert sum(w - 1 for w in widths) >= sum(widths) / 2  # one channel of each layer stays
 
 
 def test_scaled_widths():

@@ -28,7 +28,7 @@ WRONG = [
     ({"init": "pretrained"}, ["'pretrained'", "'published'"]),
     ({"init": "published"}, ["'published'", "resnet20"]),
     ({**RESNET, "init": "published", "width": 2.0}, ["'published'", "cifar10"]),
-    ({"width": 0.0}, ["width", "0.0", "(0, 8]"]),
+    ({"width": 0.05}, ["width", "0.05", "from 0.1 to 8"]),
     ({"width": float("nan")}, ["width", "nan", "finite"]),
     ({"train_size": -1}, ["train_size", "-1", "0 (all)"]),
     ({"train_size": 10.0}, ["train_size", "10.0", "int"]),
