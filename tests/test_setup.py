@@ -47,6 +47,13 @@ def test_no_set_up_file_names_a_host(file):
     assert not re.search(r"https?://|index-url|--find-links", (ROOT / file).read_text())
 
 
+def test_no_page_names_a_package_registry():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("teaching/*.md"), *ROOT.glob("notebooks/**/*.ipynb")]
+    assert len(pages) > 20
+    hosts = re.compile(r"pypi\.org|pythonhosted\.org|anaconda\.org|download\.pytorch\.org")
+    assert not [page.name for page in pages if hosts.search(page.read_text())]
+
+
 def test_every_command_in_the_makefile_is_phony_and_explained():
     text = (ROOT / "Makefile").read_text()
     commands = set(re.findall(r"^([a-z]+):.*##", text, re.M))
