@@ -48,7 +48,9 @@ def test_no_set_up_file_names_a_host(file):
 
 
 def test_no_page_names_a_package_registry():
-    pages = [p for pattern in ("*.md", "docs/*.md", "teaching/*.md", "notebooks/**/*.ipynb") for p in ROOT.glob(pattern)]
+    pages = [
+        p for pattern in ("*.md", "docs/*.md", "teaching/*.md", "notebooks/**/*.ipynb") for p in ROOT.glob(pattern)
+    ]
     assert len(pages) > 20
     hosts = re.compile(r"pypi\.org|pythonhosted\.org|anaconda\.org|download\.pytorch\.org")
     assert not [page.name for page in pages if hosts.search(page.read_text())]
