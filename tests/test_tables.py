@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ffrlib import catalogue, rendering, store, tables
+from ffrlib import catalogue, models, rendering, store, tables
 from ffrlib.spec import RunSpec, WeightPenalty, key
 
 MADE = {"device": "cpu", "cpu": "some CPU", "threads": 1, "precision": "float32", "versions": {"torch": "2"},
@@ -178,6 +178,42 @@ def test_strengths_table_shows_means_diverged_stale_and_chosen(tmp_path):
     assert rows.loc["0.01", "removable_weight_share"] == pytest.approx(0.6)
     assert rows.loc["0.01", "keys"] == key(lasso(0.01))
     assert set(table[table["arm"] == catalogue.HSQ_GL12]["test_accuracy"]) == {tables.NOT_RUN}
+
+
+def test_flow_tables_part_the_strengths_of_the_usual_recipe_from_the_other_recipes(tmp_path):
+    specs = catalogue.specs("quick", "4_ffr_flow", 1)
+    found = tables.experiment_tables("4_ffr_flow", "quick", [keep(tmp_path, spec) for spec in specs])
+    usual = [s for s in specs if s.recipe == PLAIN.recipe]
+    assert set(found["strengths"]["keys"]) - {""} == {key(s) for s in usual}  # "": arms without strengths here
+    rows = found["recipes"][found["recipes"]["keys"] != ""]
+    kept = {key(s) for s in specs if s not in usual}
+    middle = {key(s) for s in usual if s == PLAIN or (tables.arm_of(s), *tables.strengths_of(s)) in {
+        (tables.arm_of(o), *tables.strengths_of(o)) for o in specs if o not in usual}}  # fmt: skip
+    assert kept and set(rows["keys"]) == kept | middle  # each varied recipe, and the usual one beside it
+    assert rows.groupby(["epochs", "weight_decay"])["arm"].apply(set).map(lambda arms: "plain" in arms).all()
+
+
+def test_changes_are_beside_the_plain_net_of_the_same_seed_and_columns_lie_side_by_side(tmp_path):
+    both = catalogue.flow_arm(PLAIN, "both", 0.1)
+    records = [keep(tmp_path, s, removable_weight_share=0.3 + s.seed / 10) for s in seeded(PLAIN, 2)]
+    records += [keep(tmp_path, s, removable_weight_share=0.4 + s.seed / 5) for s in seeded(both, 2)]
+    found = tables.experiment_tables("7_both_papers", "quick", records)
+    assert list(found) == ["together", "equal_budget"]
+    row = found["together"].set_index("keys").loc[key(both)]
+    assert row["change in removable_weight_share"] == pytest.approx(0.15)
+    names = list(found["together"].columns)
+    at = names.index("change in removable_weight_share")
+    assert names[at + 1 : at + 3] == [f"{names[at]} low", f"{names[at]} high"] and names[-1] == "keys"
+
+
+def test_layers_are_counted_from_one_to_the_deepest_nets(tmp_path):
+    found = tables.experiment_tables("2_hgsr_structure", "quick", [keep(tmp_path, PLAIN)])["layers"]
+    row = found.set_index("keys").loc[key(PLAIN)]
+    assert (row["layer_1"], row["layer_2"]) == (0.1, 0.2) and "layer_6" in found and "layer_7" not in found
+    deep = tables.experiment_tables("2_hgsr_structure", "paper", [])["layers"]
+    nets = {s.model for s in catalogue.specs("paper", "2_hgsr_structure")}
+    deepest = max(len(models.scaled_widths(net, 1)) for net in nets)
+    assert len(nets) > 1 and f"layer_{deepest}" in deep and f"layer_{deepest + 1}" not in deep
 
 
 def test_equal_sparsity_says_not_reached_and_pairs_with_the_counterpart(tmp_path):

@@ -170,6 +170,14 @@ def test_pruning_by_loss_increase(tmp_path, drop, left, tied, h3, h4):
     assert (verdict(found, "H3")["verdict"], verdict(found, "H4")["verdict"]) == (h3, h4)
 
 
+def test_parameters_removed_are_counted_from_what_the_claim_asks(tmp_path):
+    found = verdicts.verdicts(cut_records(tmp_path, 0.1, 398, 0.2))  # 398 to 402 of 1000 parameters are left
+    for claim, asked in (("H3", 50), ("H4", 34)):
+        part = verdict(found, claim)["parts"][0]
+        assert part["part"] == f"parameters_removed - {asked} %"
+        assert part["mean"] == pytest.approx(60.0 - asked) and part["low"] < part["mean"] < part["high"]
+
+
 @pytest.mark.parametrize("alone, h3", [(0.2, "supported"), (0.0, "not supported")])
 def test_channels_that_nothing_writes_may_support_h3(tmp_path, alone, h3):
     records = cut_records(tmp_path, 0.1, 400, 0.2)  # `zero_channels` rises in both cases
