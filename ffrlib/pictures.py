@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ffrlib import store, tables
-from ffrlib.catalogue import BASES, FFR_NETS, FLOW_ARMS, HGSR_NETS, HSQ_GL12
-from ffrlib.figures import BESIDE, BLUE, GREY, LOOKS, OTHERS, RED, near, panels, plot, rows
+from ffrlib.catalogue import BASES, HSQ_GL12
+from ffrlib.figures import BLUE, GREY, LOOKS, OTHERS, RED, near, panels, plot, rows
 from ffrlib.files import results_folder
 from ffrlib.saving import save
-from ffrlib.spec import CRITERIA, SCALES, RunSpec, key
+from ffrlib.spec import key
 
-FIRST = {"1_hgsr_criteria": HGSR_NETS, "4_ffr_flow": FFR_NETS}  # the experiment that README shows of each paper
-SHOWN = {"1_hgsr_criteria": CRITERIA, "4_ffr_flow": FLOW_ARMS}  # ... and the arms that it must have
+DIGITS = BASES["quick"]["digits_cnn"]
+SHOWN = {  # of each paper's first experiment: the title, and what is drawn
+    "1_hgsr_criteria": ("HGSR: penalties on weights", LOOKS | {
+        "l1": ("L1, no groups", GREY, "-.", "v"), "group_l12": ("GL12, flat", BLUE, "-", "o"),
+        HSQ_GL12: ("squared GL12", RED, "--", "s")}),
+    "4_ffr_flow": ("FFR: penalties on the feature flow", LOOKS | {"both": ("FFR, both terms", *LOOKS["both"][1:])}),
+}  # fmt: skip
 
 
 def time_saved(measured: list[dict]) -> Figure:
@@ -35,44 +39,30 @@ def time_saved(measured: list[dict]) -> Figure:
     return fig
 
 
-def on_first_net(name: str, scale: str) -> list[RunSpec]:
-    """The cells of one of the two papers' first experiments on its first net: plain, and with each penalty."""
-    base = BASES[scale][FIRST[name][scale][0]]
-    return [s for s in tables.unseeded(name, scale) if tables.plain_of(s) == base]
-
-
-def readme(scale: str) -> Figure:
-    """README's picture: what some of HGSR's criteria (left) and FFR's arms (right) free at what accuracy, without the
-    strengths that cost more than five points."""
-    records, _ = store.load_all(scale=scale)
+def readme() -> Figure:
+    """README's picture, of the digits, the one scale that is complete: what a pair of H1 (left) and FFR's arms (right)
+    free at what accuracy, without the strengths that cost more than five points. Both axes of x are the same."""
+    records, _ = store.load_all(scale="quick")
     fig, (axes,) = panels(1, 2, 4.4, 2.9, 1.2)
-    looks = BESIDE | {"group_lasso": ("group lasso", BLUE, "-", "o"), HSQ_GL12: ("squared GL12", RED, "--", "s")}
-    flow = LOOKS | {"both": ("FFR: both terms", *LOOKS["both"][1:])}
-    titles = ("penalties on weights", "on the feature flow")
-    for ax, name, own, title in zip(axes, FIRST, (looks, flow), titles):
-        specs = on_first_net(name, scale)
-        base, keys = tables.plain_of(specs[0]), {key(s) for s in specs}
-        frame = rows([r for r in tables.seeds_of(records) if r["key"] in keys])
-        plot(ax, near(frame, 5), own, "removable_weight_share", "test_accuracy", "strength")
-        ax.set(title=f"{title}: {base.model}, {base.data}")
+    frame = rows(tables.seeds_of(records))
+    drawn = []
+    for name, (_, looks) in SHOWN.items():
+        own = frame[frame["key"].isin([key(s) for s in tables.unseeded(name, "quick") if tables.plain_of(s) == DIGITS])]
+        drawn.append(near(own[own["arm"].isin(looks)], 5))
+    reach = pd.concat(drawn).groupby(["arm", "strength"])["removable_weight_share"].mean()
+    for ax, own, (title, looks) in zip(axes, drawn, SHOWN.values()):
+        if len(reach):
+            ax.set_xlim(reach.min() - 5, reach.max() + 5)
+        plot(ax, own, looks, "removable_weight_share", "test_accuracy", "strength")
+        ax.set(title=title)
     return fig
 
 
-def drawable(scale: str, name: str) -> bool:
-    """Whether each arm of a paper's first experiment has three seeds at all its strengths: half a grid is no curve."""
-    specs = on_first_net(name, scale)
-    stored = all(store.record_path(replace(spec, seed=seed)).exists() for spec in specs for seed in range(3))
-    return stored and {"plain", *SHOWN[name]} <= {tables.arm_of(spec) for spec in specs}
-
-
 def main() -> None:
-    """Makes README's picture, of the largest scale at which both papers are `drawable`, and that of the latencies."""
-    folder = results_folder()
-    scale = next((s for s in reversed(SCALES) if all(drawable(s, name) for name in FIRST)), "quick")
-    alt = f"Test accuracy against the share of prunable weights, HGSR left, FFR right; scale {scale};"
-    alt += " strengths that cost over 5 points left out."
-    paths = save(readme(scale), "readme", "", alt)
-    if (latency := folder / "benchmarks" / "latency.json").exists():
+    """Makes README's picture and that of the latencies."""
+    alt = "Test accuracy against the share of prunable weights on the digits, HGSR left, FFR right; strengths that cost"
+    paths = save(readme(), "readme", "", f"{alt} over 5 points left out.")
+    if (latency := results_folder() / "benchmarks" / "latency.json").exists():
         alt = "Time saved against MACs removed, for nets with fewer channels and for nets with scattered zeros."
         paths += save(time_saved(json.loads(latency.read_text())["rows"]), "latency", "", alt)
     print(*paths, sep="\n")

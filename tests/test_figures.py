@@ -231,28 +231,30 @@ def test_files_are_the_same_bytes_twice_and_hold_no_date(tmp_path, monkeypatch, 
     assert b"Matplotlib" not in svg and b"<dc:date>" not in svg and b"Software" not in png
 
 
-def test_the_readme_picture_is_of_the_largest_scale_with_three_seeds_of_every_arm(tmp_path, monkeypatch, capsys):
+def test_the_readme_picture_shows_a_pair_of_hgsr_and_the_arms_of_ffr_over_one_range(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
-    monkeypatch.setattr(catalogue, "strengths", lambda *_: [0.1])
-    monkeypatch.setattr(catalogue, "BESIDE", {})
-    pictures.main()  # nothing has been run: the picture says so
-    bases, text = catalogue.BASES["laptop"], tmp_path / "figures" / "readme.txt"
-    alexnet, resnet = bases["alexnet_small"], bases["resnet20"]
-    arms = [catalogue.weight_arm(alexnet, name, 0.1) for name in CRITERIA]
-    arms += [catalogue.flow_arm(resnet, name, 0.1) for name in catalogue.FLOW_ARMS]
-    for spec in (alexnet, resnet, *arms):
-        for seed in range(3 - (spec == arms[-1])):
-            record(tmp_path, replace(spec, seed=seed), removable_weight_share=0.5)
-    pictures.main()
-    assert "scale quick" in text.read_text()  # one seed of one arm is missing
-    record(tmp_path, replace(arms[-1], seed=2), removable_weight_share=0.5)
+    monkeypatch.setattr(catalogue, "strengths", lambda *_: [0.1, 0.3])
+    assert pictures.readme().axes  # nothing has been run: the picture says so
+    plain = catalogue.BASES["quick"]["digits_cnn"]
+    arms = [(catalogue.weight_arm, name) for name in ("l1", "group_l12", catalogue.HSQ_GL12, "group_lasso")]
+    arms += [(catalogue.flow_arm, name) for name in catalogue.FLOW_ARMS]
+    record(tmp_path, plain, removable_weight_share=0.2, test_accuracy=97.0)
+    for k, (arm, name) in enumerate(arms):
+        for strength, accuracy in ((0.1, 96.0), (0.3, 91.0)):  # the stronger costs six points
+            metrics = {"removable_weight_share": 0.3 + k / 20, "test_accuracy": accuracy}
+            record(tmp_path, arm(plain, name, strength), **metrics)
+    left, right = pictures.readme().axes
+    assert sorted(texts_of(left)) == ["GL12, flat", "L1, no groups", "squared GL12"]
+    assert sorted(texts_of(right)) == ["FFR, both terms", "control", "curvature", "length"]
+    assert left.get_xlim() == right.get_xlim() == pytest.approx((15, 70))
+    points = [line.get_xydata() for ax in (left, right) for line in ax.lines]
+    assert len(points) == 2 + 3 + 4 and all(len(p) == 1 for p in points)
     rows = [
         {"net": "vgg16", "kind": "fewer channels", "share": 0.5, "batch": 1, "macs_removed": 0.7, "time_saved": 0.6}
     ]
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "latency.json").write_text(json.dumps({"rows": rows}))
     pictures.main()
-    assert "scale laptop" in text.read_text()
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {
         f"{n}.{s}" for n in ("readme", "latency") for s in ("png", "svg", "txt")
     }
