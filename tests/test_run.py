@@ -411,7 +411,8 @@ def test_a_checkpoint_of_other_channels_is_no_start_for_a_cut(root, monkeypatch)
 
 
 MAIN = """
-import math, sys
+import math, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started behind a shell's &
 from dataclasses import replace
 from pathlib import Path
 from ffrlib import catalogue, run
