@@ -150,9 +150,7 @@ def _mirror(source: Source, scratch: Path) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "sets", nargs="*", default=["cifar10"], help="cifar10 (default), cifar100, tiny_imagenet, stl10"
-    )
+    parser.add_argument("sets", nargs="*", default=["cifar10"], help=f"of {', '.join(SOURCES)}; without any, cifar10")
     try:
         for wanted in parser.parse_args().sets:
             print(f"{wanted}: {locate(wanted)}")
