@@ -85,8 +85,15 @@ def flow_arm(base: RunSpec, arm: str, strength: float, **options) -> RunSpec:
     return replace(base, flow=FlowPenalty(length, curvature, **options))
 
 
-def weight_arm(base: RunSpec, name: str, strength: float, grouping: str = "feature") -> RunSpec:
-    return replace(base, weight=WeightPenalty(name, strength, grouping))
+def weight_arm(base: RunSpec, name: str, strength: float, grouping: str = "feature", **options) -> RunSpec:
+    return replace(base, weight=WeightPenalty(name, strength, grouping, **options))
+
+
+def published_loss(base: RunSpec, grid: list[float]) -> list[RunSpec]:
+    """`base` with the loss of HGSR's published script, squared group L1/2 mixed with L1 half and half, at the script's
+    own strength, 1e-3, and where its half of squared group L1/2 is as strong as the middle of that criterion's grid."""
+    asked = [float(f"{2 * s:.3g}") for s in middle(grid)] + [1e-3]
+    return [weight_arm(base, HSQ_GL12, s, mix=0.5, second="l1") for s in asked]
 
 
 def middle(values: list[float]) -> list[float]:
@@ -128,6 +135,10 @@ def hgsr_criteria(scale: str) -> Iterator[tuple[float, RunSpec]]:
         for name in names:
             for strength, when in turns(scale, net, name, 0.2):
                 yield order + when, weight_arm(base, name, strength)
+    if scale != "laptop":  # whose recipe is far from the script's
+        net = HGSR_NETS[scale][0]
+        for spec in published_loss(BASES[scale][net], strengths(scale, net, HSQ_GL12)):
+            yield 5.6, spec  # below 6: every seed
 
 
 def hgsr_structure(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -159,7 +170,10 @@ def hgsr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
     epochs, lr = FINE_TUNE[scale]
     for net in CUT_BY_LOSS[scale]:
         base = BASES[scale][net]
-        penalised = [weight_arm(base, HSQ_GL12, s) for s in middle(strengths(scale, net, HSQ_GL12))]
+        grid = strengths(scale, net, HSQ_GL12)
+        asked = grid[:1] if scale == "laptop" else middle(grid)  # its middle one costs more than a point uncut
+        asked += [s for s in middle(grid) if s not in asked]  # the first is what H3 and H4 judge (docs/protocol.md)
+        penalised = [weight_arm(base, HSQ_GL12, s) for s in asked]
         for start in (base, *penalised):
             yield net_priority(net, 2), start
             for spec in cuts(start, ["loss_increase"], TOLERANCES, "loss_tolerance", epochs, lr):

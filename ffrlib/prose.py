@@ -35,8 +35,11 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
         out |= {f"{scale}.records": str(len(runs)), f"{scale}.minutes": f"{seconds / 60:.0f}"}
     made = {scale: rendering.tables_of(scale, own[scale]) for scale in SCALES}
     for scale, (experiment, kind) in product(SCALES, CITED):
+        first: dict[tuple, str] = {}  # (net, arm) -> strength: those of other strengths have it in their names
         for row in made[scale][experiment][kind].to_dict("records"):
-            place = [scale, row["net"], row["arm"], *([] if kind == "strengths" else [kind])]
+            other = first.setdefault((row["net"], row["arm"]), row["strength"]) != row["strength"]
+            at = f" at {row['strength']}" * (other and kind != "strengths")
+            place = [scale, row["net"], row["arm"] + at, *([] if kind == "strengths" else [kind])]
             place += [row[n] or "default" for n in NAMED.get(kind, ())]
             wanted = row["n"] and (kind != "strengths" or row["arm"] == "plain" or "weights" in row["chosen for"])
             metrics = [c for c in row if f"{c} low" in row and isinstance(row[c], float) and math.isfinite(row[c])]

@@ -36,9 +36,11 @@ ARM = ["net", "arm", "strength"]
 
 
 def arm_of(spec: RunSpec) -> str:
-    """The penalties of a run in words, without strengths: "plain", "group_lasso", "both", "l1 + control", ..."""
+    """The penalties of a run in words, without strengths: "plain", "group_lasso", "both", "l1 + control", ...; a mixture
+    of two criteria is one penalty, "group_lasso mixed 0.5 with l1"."""
     flow = {(True, True): ["both"], (True, False): ["length"], (False, True): ["curvature"], (False, False): []}
-    parts = [spec.weight.name] * (spec.weight.name != "none") + flow[spec.flow.length > 0, spec.flow.curvature > 0]
+    weight = spec.weight.name + f" mixed {spec.weight.mix:g} with {spec.weight.second}" * (spec.weight.mix < 1)
+    parts = [weight] * (spec.weight.name != "none") + flow[spec.flow.length > 0, spec.flow.curvature > 0]
     return " + ".join(parts + ["control"] * (spec.activation.strength > 0)) or "plain"
 
 
