@@ -92,8 +92,8 @@ def weight_arm(base: RunSpec, name: str, strength: float, grouping: str = "featu
 def published_loss(base: RunSpec, grid: list[float]) -> list[RunSpec]:
     """`base` with the loss of HGSR's published script, squared group L1/2 mixed with L1 half and half, at the script's
     own strength, 1e-3, and where its half of squared group L1/2 is as strong as the middle of that criterion's grid."""
-    asked = [float(f"{2 * s:.3g}") for s in middle(grid)] + [1e-3]
-    return [weight_arm(base, HSQ_GL12, s, mix=0.5, second="l1") for s in asked]
+    asked = {1e-3, *(float(f"{2 * s:.3g}") for s in middle(grid))}
+    return [weight_arm(base, HSQ_GL12, s, mix=0.5, second="l1") for s in sorted(asked)]
 
 
 def middle(values: list[float]) -> list[float]:

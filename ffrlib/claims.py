@@ -28,7 +28,7 @@ EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
 class Part:
     """One comparison: differences in points by seed, the limits (b, m), the keys of both arms ("" for none, "?" and its
     name for an arm that has no run to compare yet). One that `only_refutes` is never supported; `step` is the step in
-    which the metric was measured (points), 0 for one without."""
+    which the metric was measured (points), 0 for one without; `mixed`: how many pairs are across two processors."""
 
     name: str
     differences: pd.Series
@@ -37,6 +37,7 @@ class Part:
     decides: bool = True
     only_refutes: bool = False
     step: float = 0.0
+    mixed: int = 0
 
 
 def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
@@ -48,7 +49,9 @@ def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
 def compare(frame, first: str, second: str, column: str, limits, name: str, decides: bool = True) -> Part:
     """The part `first` - `second` (keys) in one metric, paired by seed."""
     differences = (by_seed(frame, first, column) - by_seed(frame, second, column)).dropna()
-    return Part(name, differences, limits, (first, second), decides, step=STEP * (column in tables.BOTH))
+    mixed = tables.across(*(frame[frame["key"] == cell] for cell in (first, second)))
+    mixed = int(mixed[mixed.index.isin(differences.index)].sum())
+    return Part(name, differences, limits, (first, second), decides, step=STEP * (column in tables.BOTH), mixed=mixed)
 
 
 def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Part]:

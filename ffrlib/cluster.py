@@ -29,6 +29,10 @@ PATIENCE = 10  # seconds in which the scheduler must answer
 UNFIT = "the worker on "  # how the sentence about a worker begins that no job can be given to
 
 
+class Lacking(Exception):
+    """A job's images or published weights can neither be found nor fetched by a worker: (its address, what to do)."""
+
+
 def paths_of(specs: list[RunSpec], root: Path) -> dict[str, Path]:
     """Where the files of a job (its base and its cuts) lie, by their names under the store; the checkpoint last."""
     paths = [store.record_path(spec, root) for spec in specs]
@@ -73,7 +77,8 @@ def work(settings: list[dict], code: list[str], files: dict[str, bytes], device:
     """One job, in a worker: takes the files that there are of it, and returns those that there are afterwards.
 
     `settings` and `code` are those of the base and its cuts; `until`: when to stop, seconds of time.time(). Raises
-    RuntimeError in a worker of other code or with several threads, which would share one stream of random numbers.
+    RuntimeError in a worker of other code or with several threads, which would share one stream of random numbers, and
+    Lacking where the data are missing.
     """
     from distributed import get_worker
 
@@ -86,7 +91,10 @@ def work(settings: list[dict], code: list[str], files: dict[str, bytes], device:
         root = Path(folder)
         for name, content in files.items():
             write_atomically(root / name, content)
-        run_job(specs[0], specs[1:], root, device, 1, time.monotonic() + until - time.time())
+        try:
+            run_job(specs[0], specs[1:], root, device, 1, time.monotonic() + until - time.time())
+        except FileNotFoundError as error:
+            raise Lacking(worker.address, str(error)) from None
         return contents(specs, root)
 
 
@@ -112,12 +120,14 @@ def keep(specs: list[RunSpec], root: Path, files: dict[str, bytes]) -> None:
 
 
 def arrivals(client, running: dict, deadline: float) -> Iterator:
-    """The futures as they end. At the deadline those not started are given up; runs in progress stop themselves."""
+    """The futures as they end, then those added to `running` meanwhile. At the deadline those not started are given up;
+    runs in progress stop themselves."""
     from distributed import as_completed
 
     try:
-        left = None if deadline == math.inf else max(deadline - time.monotonic(), 0)
-        yield from as_completed(list(running), timeout=left)
+        while running:
+            left = None if deadline == math.inf else max(deadline - time.monotonic(), 0)
+            yield from as_completed(list(running), timeout=left)
     except TimeoutError:
         started = {name for names in client.processing().values() for name in names}
         # One that ended before this answer has its result on a worker by the next, whatever this client knows of it.
@@ -148,24 +158,32 @@ def on_cluster(jobs: list, root: Path | None, address: str, device: str, deadlin
         raise RuntimeError(f"no Dask scheduler answers at {address} ({reason})") from None
     root, until = root or results_folder(), time.time() + deadline - time.monotonic()
     with client:
-        running, errors, gathered = {}, [], {}
+        running, errors, gathered, lacking = {}, [], {}, {}
         for base, cuts in jobs:  # whole jobs only: what a second one of the same base needs is not here yet
             gathered.setdefault(base, []).extend(cuts)
+
+        def send(specs: list[RunSpec], workers: list[str] | None = None) -> None:
+            settings, code = [to_dict(spec) for spec in specs], [store.code_hash(spec) for spec in specs]
+            job = (settings, code, contents(specs, root), device, until)
+            running[client.submit(start, *job, pure=False, workers=workers)] = specs
+
         try:
             for base, cuts in gathered.items():
-                specs = [base, *cuts]
                 drop_unreadable(cache_path("weights", base, root))
-                settings, code = [to_dict(spec) for spec in specs], [store.code_hash(spec) for spec in specs]
-                sent = client.submit(start, settings, code, contents(specs, root), device, until, pure=False)
-                running[sent] = specs
-            if not client.scheduler_info()["workers"]:
+                send([base, *cuts])
+            if not client.nthreads():
                 bar.write("no worker has joined the cluster yet; waiting for one", file=sys.stderr)
             for future in arrivals(client, running, deadline):
                 specs = running.pop(future)
                 try:
                     files = future.result()
-                except FileNotFoundError as error:  # images or weights that this worker can neither find nor fetch
-                    print(f"Not run: {error}", file=sys.stderr, flush=True)
+                except Lacking as error:  # which is no reason for a worker that has the data
+                    worker, why = error.args
+                    lacking.setdefault(specs[0], set()).add(worker)
+                    if others := [w for w in client.nthreads() if w not in lacking[specs[0]]]:
+                        send(specs, others)
+                    else:
+                        print(f"Not run: {why}", file=sys.stderr, flush=True)
                     continue
                 except (KilledWorker, CancelledError, ImportError):
                     raise

@@ -58,7 +58,7 @@ def judge(parts: list[Part]) -> list[dict]:
         else:
             needed = seeds_needed(x, part.limits, len(parts))
         out.append({"part": part.name, "decides": part.decides, "verdict": verdict, "at_least": part.limits[1],
-                    "mean": mean, "low": low, "high": high, "n": len(x), "p_above": f"{p_up:.2g}",
+                    "mean": mean, "low": low, "high": high, "n": len(x), "across": part.mixed, "p_above": f"{p_up:.2g}",
                     "p_below": f"{p_down:.2g}", "seeds_needed": needed,
                     "records": [k for k in part.keys if k and k[0] != "?"]})  # fmt: skip
     return out

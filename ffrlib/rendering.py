@@ -18,8 +18,8 @@ BUSY = (
 )
 NOTES = {  # what a reader of a table must know beside it
     "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between those two strengths of a seed whose "
-                      "shares are next to the sparsity, where every seed reaches it; where one of the two is at chance "
-                      "no such net exists. Decides nothing.",
+                      "shares are next to the sparsity, where every seed reaches it; the last column but one is the "
+                      "lowest accuracy of these nets: at chance, what stands between is no net. Decides nothing.",
     "cut": BUSY, "equal_budget": BUSY,
     "confirmation": " Leads in points: of prunable weights, before (on the seeds that chose the strengths) and on n "
                     "fresh seeds, of which the verdict is; and, on these, of test accuracy: with channels cut and no "

@@ -36,8 +36,8 @@ ARM = ["net", "arm", "strength"]
 
 
 def arm_of(spec: RunSpec) -> str:
-    """The penalties of a run in words, without strengths: "plain", "group_lasso", "both", "l1 + control", ...; a mixture
-    of two criteria is one penalty, "group_lasso mixed 0.5 with l1"."""
+    """The penalties of a run in words, without strengths: "plain", "group_lasso", "both", "l1 + control", ...; a
+    mixture of two criteria is one penalty, "group_lasso mixed 0.5 with l1"."""
     flow = {(True, True): ["both"], (True, False): ["length"], (False, True): ["curvature"], (False, False): []}
     weight = spec.weight.name + f" mixed {spec.weight.mix:g} with {spec.weight.second}" * (spec.weight.mix < 1)
     parts = [weight] * (spec.weight.name != "none") + flow[spec.flow.length > 0, spec.flow.curvature > 0]
@@ -98,18 +98,19 @@ def aggregate(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def accuracy_at_sparsity(arm: pd.DataFrame, target: float) -> pd.Series:
+def accuracy_at_sparsity(arm: pd.DataFrame, target: float) -> pd.DataFrame:
     """Test accuracy with small weights zeroed of each seed (index) where the share of small weights is `target`, linear
-    between the two strengths whose shares are next to it. Empty unless each seed's own range has the target: nothing is
-    extrapolated, and a mean over some of the seeds is not shown for all. `arm`: finished runs of the same strengths for
-    each seed."""
-    found = {}
+    between the two strengths whose shares are next to it; `lower`: the lower accuracy of these two. Empty unless each
+    seed's own range has the target: nothing is extrapolated, and a mean over some of the seeds is not shown for all.
+    `arm`: finished runs of the same strengths for each seed."""
+    found, columns = {}, ["accuracy", "lower"]
     for seed, runs in arm.groupby("seed"):
         points = runs.groupby("unstructured_sparsity")["zeroed_test_accuracy"].mean()
         if not points.index.min() <= target <= points.index.max():
-            return pd.Series(dtype=float)
-        found[seed] = float(np.interp(target, points.index, points))
-    return pd.Series(found, dtype=float)
+            return pd.DataFrame(columns=columns, dtype=float)
+        lower = min(points[points.index <= target].iloc[-1], points[points.index >= target].iloc[0])
+        found[seed] = float(np.interp(target, points.index, points)), float(lower)
+    return pd.DataFrame.from_dict(found, "index", float, columns)
 
 
 def covered(frame: pd.DataFrame, keys) -> pd.DataFrame:
@@ -176,8 +177,8 @@ def arms(specs: list[RunSpec]) -> dict[tuple[RunSpec, str], list[str]]:
 
 
 def frame_of(records: list[dict]) -> pd.DataFrame:
-    """One row a record: key, seed, scale, status, stale, its metrics as numbers (`layer_1`: that layer's sparsity) and
-    shares derived from them; NaN where a record lacks one."""
+    """One row a record: key, seed, scale, status, stale, processor, its metrics as numbers (`layer_1`: that layer's
+    sparsity) and shares derived from them; NaN where a record lacks one."""
     rows = []
     for r in records:
         row = {n: v for n, v in r["metrics"].items() if not isinstance(v, (dict, list))}
@@ -191,7 +192,20 @@ def frame_of(records: list[dict]) -> pd.DataFrame:
     for n in (1, 64):  # of the uncut net's, which was timed just before
         frame[f"latency_left.batch_{n}"] = frame[f"latency_ms.batch_{n}"] / frame[f"latency_ms.batch_{n}_before"]
     frame["accuracy_change"] = frame["test_accuracy"] - frame["base_test_accuracy"]
+    frame = frame.assign(processor=[processor(r["provenance"]) for r in records])
     return frame.assign(**{name: [r[name] for r in records] for name in ("key", "seed", "scale", "status", "stale")})
+
+
+def processor(provenance: dict) -> str:
+    """What computed a run: a GPU, or the kind of a CPU. Between two kinds one run's prunable share can differ by ten
+    points, so a pair of runs of two kinds says less (docs/protocol.md)."""
+    return provenance["cpu"] if provenance["device"] == "cpu" else provenance["device"]
+
+
+def across(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
+    """By seed, whether the two runs of a pair (rows with a seed each) are of two kinds of processor."""
+    kinds = first.merge(second, on="seed").drop_duplicates("seed").set_index("seed")
+    return kinds["processor_x"] != kinds["processor_y"]
 
 
 # -- the tables of the experiments -------------------------------------------------------------------------------------
@@ -214,8 +228,12 @@ def with_chosen(specs: list[RunSpec], frame: pd.DataFrame, metrics: list[str]) -
 
 
 def beside_plain(table: pd.DataFrame, specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with each row's change beside the plain net in the sparsities that decide and in accuracy, by seed."""
-    done = frame[frame["status"] == "finished"].set_index("seed")
+    """The table with each row's change beside the plain net in the sparsities that decide and in accuracy, by seed, and
+    how many of these pairs are `across` two kinds of processor."""
+    done = frame[frame["status"] == "finished"]
+    mixed = [across(*(done[done["key"] == key(s)] for s in (spec, plain_of(spec)))).sum() for spec in specs]
+    table.insert(len(table.columns) - 1, "pairs across processors", mixed)
+    done = done.set_index("seed")
     for measure in (*BOTH, "test_accuracy"):
         changes = []
         for spec in specs:
@@ -248,11 +266,13 @@ def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
         runs = [whole(k) for k in (keys, others)]
         at, beside = (accuracy_at_sparsity(r, target) for r in runs)
         row = {"net": net, "arm": name, "counterpart": other, "sparsity": f"{target:g}", "n": len(at)}
-        for what, values, made in (("accuracy", at, runs[:1]), ("lead", (at - beside).dropna(), runs)):
+        leads = (at["accuracy"] - beside["accuracy"]).dropna()
+        for what, values, made in (("accuracy", at["accuracy"], runs[:1]), ("lead", leads, runs)):
             missing = NOT_REACHED if all(map(len, made)) else NOT_RUN
             shown = interval(values) if len(values) else [missing] * 3
             row |= zip((what, f"{what} low", f"{what} high"), shown if other or what == "accuracy" else [""] * 3)
-        rows.append(row | {"keys": " ".join(keys)})
+        lower = float(at["lower"].min()) if len(at) else ""
+        rows.append(row | {"lower accuracy of the two": lower, "keys": " ".join(keys)})
     return pd.DataFrame(rows)
 
 

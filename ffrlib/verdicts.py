@@ -14,8 +14,10 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
+
 from ffrlib import catalogue, firmness, prose, rendering, store, tables
-from ffrlib.claims import Part, against_baselines, at_equal_accuracy, crossing, cut_by_loss
+from ffrlib.claims import EQUAL_ACCURACY, SPARSER, Part, against_baselines, at_equal_accuracy, crossing, cut_by_loss
 from ffrlib.decide import MOST, PAIRS, judge
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
 from ffrlib.scales import HGSR_NETS
@@ -45,26 +47,33 @@ def protocol() -> str:
 
 
 def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dict:
-    """The verdict on a claim for one net and set at one scale; its effect is that of the weakest part that decides."""
+    """The verdict on a claim for one net and set at one scale; its effect is that of the weakest part that decides, of
+    those that have pairs if any has."""
     judged = judge(parts)
     verdict = conclude(claim, judged)
     deciding = [j for j in judged if j["decides"]] or judged
     failing = [j for j in deciding if verdict == "not supported" == j["verdict"]]
-    weakest = min(failing or deciding, key=lambda j: (j["n"] > 0, (j["mean"] or 0) - j["at_least"]), default=None)
+    weakest = min(failing or deciding, key=lambda j: (not j["n"], (j["mean"] or 0) - j["at_least"]), default=None)
     waiting = [j for j in deciding if j["verdict"] == "undecided"]
     needs = [j["seeds_needed"] for j in waiting] or [PAIRS]  # a part that more seeds cannot decide holds up the verdict
     seeds = max(needs) if verdict == "undecided" and all(needs) else 0
-    arms = {k for p, j in zip(parts, judged) if j in waiting for k in p.keys if k}
-    effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n")}
+    arms: dict[str, int] = {}  # key -> seeds that it still needs, for the part that needs most
+    for k, wanted in [(k, min(j["seeds_needed"], MOST)) for p, j in zip(parts, judged) if j in waiting for k in p.keys]:
+        arms |= {k: max(wanted, arms.get(k, 0))} if k else {}
+    runs = max(sum(arms.values()), (4 if claim == "H2" else 2) * min(seeds, MOST)) if seeds else 0
+    effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n", "across")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
             "rule": f"docs/protocol.md ({protocol()}), {claim}",
-            "seeds_needed": seeds, "runs_needed": seeds * max(2, len(arms)), "parts": judged,
+            "seeds_needed": seeds, "runs_needed": runs, "parts": judged,
             "records": sorted({k for j in judged for k in j["records"]})}  # fmt: skip
 
 
 def verdicts(records: list[dict]) -> list[dict]:
     """The verdict on every claim for each net and set of the catalogue, scales apart, and on what no run covers yet."""
-    out = [entry(claim, "paper", net, data, []) for claim, net, data in UNTRIED]
+    none = pd.Series(dtype=float)
+    missing = {claim: [Part(f"{a} - {b}, {m}", none, SPARSER, (f"?{a}", f"?{b}"), d) for a, b, m, d in asked]
+               for claim, asked in EQUAL_ACCURACY.items()}  # fmt: skip
+    out = [entry(claim, "paper", net, data, missing.get(claim, [])) for claim, net, data in UNTRIED]
     strength = {r["key"]: tables.LABELS["strength"](r["spec"]) for r in records}
     for scale, known in catalogue.BASES.items():
         frame = tables.frame_of([r for r in tables.seeds_of(records) if r["scale"] == scale])
@@ -90,7 +99,8 @@ def effect_text(e: dict | None) -> str:
     if not e or e["mean"] is None:
         return "no pair"
     limits = "" if e["low"] is None else f" [{e['low']:+.2f}, {e['high']:+.2f}]"
-    return f"{e['mean']:+.2f}{limits}, n = {e['n']}"
+    across = f", of which {e['across']} across two processors" * (e["across"] > 0)
+    return f"{e['mean']:+.2f}{limits}, n = {e['n']}{across}"
 
 
 def on_fresh_seeds(records: list[dict]) -> list[str]:
@@ -111,8 +121,10 @@ def markdown(found: list[dict], fresh: list[str] = ()) -> str:
     lines = ["# Verdicts", "", "Generated from the records by the rules of [the protocol](../docs/protocol.md).",
              "Effects are in points of accuracy, or of a share in percent.", "",
              f"The version of the protocol that they follow is {protocol()} (the start of its SHA-256).",
-             f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed = seeds x arms: a",
-             "guess, fewer where some arms have those seeds already, more where an arm still wants a weaker strength.",
+             f"With fewer than {PAIRS} pairs a part is undecided, whatever it shows. Runs needed: of each arm as many",
+             "seeds as its parts want; a guess, fewer where an arm has seeds that others lack, more where it wants a",
+             "weaker strength. Between two kinds of processor one run's prunable share can differ by ten points: a",
+             "pair across them says less.",
              "An interval of width zero is the grid of the measure (2.5 points) on few seeds, not precision.",
              "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.",
              "† marks records made with other code. H4 is about a Tiny ImageNet ResNet: other nets are analogues.", "",
@@ -123,12 +135,17 @@ def markdown(found: list[dict], fresh: list[str] = ()) -> str:
     for v in some:
         seeds = f"over {MOST}" if v["seeds_needed"] > MOST else v["seeds_needed"]
         helpless = "a finer measure" * (v["verdict"] == "undecided")
-        needed = f"about {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else helpless
+        about = "over" if v["seeds_needed"] > MOST else "about"
+        needed = f"{about} {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else helpless
+        deciding = [j["n"] > 0 for j in v["parts"] if j["decides"]]
+        of = f" ({sum(deciding)} of {len(deciding)} parts have pairs)" * (0 < sum(deciding) < len(deciding))
         lines.append(f"| {v['claim']}{analogue(v)} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
-                     f"| {v['effect']['part']} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
+                     f"| {v['effect']['part']}{of} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
     for scale in SCALES:
-        waiting = [f"{v['claim']} {v['net']} on {v['set']}" for v in found if v not in some and v["scale"] == scale]
-        why = f"Undecided at `{scale}` for want of any pair (not run, or no strength within a point of the plain net): "
+        waiting = [f"{v['claim']} {v['net']} on {v['set']} (about {v['runs_needed']})"
+                   for v in found if v not in some and v["scale"] == scale]  # fmt: skip
+        why = f"Undecided at `{scale}` for want of any pair (not run, or no strength within a point of the plain net), "
+        why += "with the runs needed: "
         lines += ["", why + "; ".join(waiting) + "."] if waiting else []
     lines += fresh
     for v in some:

@@ -7,7 +7,7 @@ import torch
 
 from ffrlib import catalogue, experiments, plan, store, tables
 from ffrlib.regularizers import flow
-from ffrlib.spec import CRITERIA, SCALES, Pruning, base_of, key
+from ffrlib.spec import CRITERIA, SCALES, Pruning, WeightPenalty, base_of, key
 from ffrlib.training import new_model
 
 GRID = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -116,6 +116,18 @@ def test_what_has_no_strength_is_named_and_has_no_run(monkeypatch):
     assert catalogue.unchosen("4_ffr_flow", "laptop") == [("resnet20", "both")]
     assert catalogue.unchosen("6_ffr_readings", "quick") == [("digits_cnn", "both")]
     assert len(catalogue.specs("laptop", "6_ffr_readings")) == 1
+
+
+def test_the_loss_of_the_published_script_and_a_start_that_costs_nothing():
+    grid = catalogue.strengths("paper", "alexnet_small", catalogue.HSQ_GL12)
+    for scale, net in (("quick", "digits_cnn"), ("laptop", ""), ("paper", "alexnet_small")):
+        mixed = [s for s in catalogue.specs(scale, "1_hgsr_criteria", 1) if s.weight.mix < 1]
+        assert {s.model for s in mixed} == {net} - {""} and all(s.weight.second == "l1" for s in mixed)
+        halves = [grid[len(grid) // 2], 0.0005] if net else []
+        assert sorted(s.weight.strength / 2 for s in mixed) == pytest.approx(sorted(halves))
+        assert {replace(s.weight, strength=1.0) for s in mixed} <= {WeightPenalty(catalogue.HSQ_GL12, 1.0, mix=0.5)}
+    starts = [s.weight.strength for s in tables.unseeded("3_hgsr_pruning", "laptop") if s.pruning.score == "none"]
+    assert starts == [0.0, grid[0], grid[len(grid) // 2]]  # the first of the penalised is judged
 
 
 def test_helpers():

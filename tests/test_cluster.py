@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from dataclasses import replace
@@ -110,6 +111,30 @@ def test_a_run_that_a_worker_cannot_make_does_not_stop_the_others(dask, results,
     with pytest.raises(Exception, match="5000"):
         on(dask, [faulty, replace(BASE, seed=1)])
     assert store.lookup(replace(BASE, seed=1))
+
+
+@pytest.mark.slow
+def test_what_one_worker_lacks_another_may_have(dask, results, tmp_path, capsys):
+    from distributed import Client
+
+    lines = f"""
+        import pathlib
+        from ffrlib import cluster
+        def run_job(*job):
+            pathlib.Path({str(tmp_path / "asked")!r}).touch()
+            raise FileNotFoundError("no images here")
+        cluster.run_job = run_job"""
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(lines))
+    dask.add_worker(PYTHONPATH=os.pathsep.join([str(tmp_path), str(files.REPOSITORY)]))
+    specs = [BASE, replace(BASE, seed=1), replace(BASE, seed=2), replace(BASE, seed=3)]
+    assert on(dask, specs[:1]) == Summary(missing=1)  # nobody has them
+    assert "Not run: no images here" in capsys.readouterr().err
+    dask.add_worker()
+    with Client(dask.address) as client:
+        client.wait_for_workers(2, timeout=60)
+    (tmp_path / "asked").unlink()
+    assert on(dask, specs) == Summary(trained=4)
+    assert (tmp_path / "asked").exists() and "Not run" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

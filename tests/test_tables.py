@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ffrlib import catalogue, models, rendering, store, tables
+from ffrlib import catalogue, claims, models, rendering, store, tables
 from ffrlib.spec import RunSpec, WeightPenalty, key
 
 MADE = {"device": "cpu", "cpu": "some CPU", "threads": 1, "precision": "float32", "versions": {"torch": "2"},
@@ -48,6 +48,27 @@ PLAIN = catalogue.BASES["quick"]["digits_cnn"]
 
 def lasso(strength):
     return catalogue.weight_arm(PLAIN, "group_lasso", strength)
+
+
+def test_a_mixture_is_an_arm_of_its_own():
+    mixed = catalogue.weight_arm(PLAIN, "group_lasso", 0.01, mix=0.5, second="l1")
+    assert tables.arm_of(mixed) == "group_lasso mixed 0.5 with l1" and tables.strengths_of(mixed) == [0.01]
+    assert len(tables.arms([PLAIN, lasso(0.01), mixed])) == 3
+
+
+def test_pairs_across_two_processors_are_counted(tmp_path):
+    specs, other = [PLAIN, lasso(0.01)], {"cpu": "another CPU"}
+    records = [keep(tmp_path, spec) for spec in seeded(PLAIN, 4)]
+    records += [keep(tmp_path, spec, made=other) for spec in seeded(lasso(0.01), 2)]
+    records.append(keep(tmp_path, seeded(lasso(0.01), 3)[2]))
+    records.append(keep(tmp_path, seeded(lasso(0.01), 4)[3], "diverged", other))
+    frame = tables.frame_of(records)
+    table = tables.beside_plain(tables.cells(specs, frame, ["arm"], []), specs, frame)
+    assert table["pairs across processors"].tolist() == [0, 2]
+    part = claims.compare(frame, key(specs[1]), key(PLAIN), "test_accuracy", claims.SPARSER, "x")
+    assert (part.mixed, len(part.differences)) == (2, 3)
+    one_card = [{"device": "a GPU", "cpu": name} for name in ("x", "y")]  # whose host does not matter
+    assert len({tables.processor(made) for made in one_card}) == 1
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -95,7 +116,11 @@ def test_interpolation_is_exact_on_a_line_and_never_extrapolates(target, slope, 
     rows = [{"seed": seed, "unstructured_sparsity": x, "zeroed_test_accuracy": level + seed + slope * x}
             for seed, reach in ((0, 0.9), (1, 0.95)) for x in (0.6, 0.3, reach, 0.1)]  # fmt: skip
     at = tables.accuracy_at_sparsity(pd.DataFrame(rows), target)
-    assert list(at) == pytest.approx([level + slope * target, level + 1 + slope * target])
+    assert list(at["accuracy"]) == pytest.approx([level + slope * target, level + 1 + slope * target])
+    for seed, reach in ((0, 0.9), (1, 0.95)):
+        grid = (0.1, 0.3, 0.6, reach)
+        ends = max(x for x in grid if x <= target), min(x for x in grid if x >= target)
+        assert at["lower"][seed] == pytest.approx(level + seed + min(slope * x for x in ends))
     assert tables.accuracy_at_sparsity(pd.DataFrame(rows), 0.92).empty  # seed 0 does not reach it
     assert tables.accuracy_at_sparsity(pd.DataFrame(rows), 0.05).empty
 

@@ -225,6 +225,21 @@ def test_every_baseline_counts_for_pruned_nets(tmp_path, monkeypatch):
     assert verdicts.conclude("F3", judged) == "not supported"
 
 
+def test_each_arm_is_charged_with_the_seeds_of_its_own_parts():
+    noisy = part([8.0, -6.0, 9.0, -5.0, 7.0])
+    alone = verdicts.entry("H1", "quick", "net", "digits", [noisy])
+    other = Part("y", pd.Series(dtype=float), SPARSER, ("?c", "b"))
+    both = verdicts.entry("H1", "quick", "net", "digits", [noisy, other])
+    assert 5 < both["seeds_needed"] <= decide.MOST and alone["runs_needed"] == 2 * alone["seeds_needed"]
+    assert both["runs_needed"] == 2 * both["seeds_needed"] + 5  # arms a and b, and arm c alone
+    assert both["effect"]["part"] == "x"  # the part that has pairs
+    endless = verdicts.entry("H1", "quick", "net", "digits", [part([30.0, -30.0, 30.0, -30.0, 2.5])])
+    assert endless["seeds_needed"] > decide.MOST and endless["runs_needed"] == 2 * decide.MOST
+    endless["parts"][0] |= {"records": [], "strengths": [], "stale": False, "across": 2}
+    text = verdicts.markdown([endless | {"effect": endless["parts"][0]}])
+    assert "n = 5, of which 2 across two processors | over 200 (over 100 seeds) |" in text
+
+
 def test_records_of_other_code_are_marked_and_an_analogue_is_called_one(tmp_path):
     records = flow_records(tmp_path, 5, gain=0.2)
     records[-1]["stale"] = True  # the control of the last seed
@@ -258,6 +273,17 @@ def test_files_are_the_same_bytes_and_say_what_is_missing(tmp_path):
         known["F1.quick.digits_digits_cnn.verdict"] == "supported"
         and known["F1.quick.digits_digits_cnn.mean"] == "20.20"
     )
+
+
+def test_a_second_strength_of_an_arm_has_it_in_the_names_of_its_values(tmp_path, monkeypatch):
+    start = catalogue.weight_arm(PLAIN, HSQ, 0.001)
+    stronger = replace(start, weight=replace(start.weight, strength=0.01))
+    cuts = [replace(s, pruning=Pruning("loss_increase", "loss_tolerance", 0.5)) for s in (start, stronger)]
+    monkeypatch.setitem(catalogue.RUNS, "3_hgsr_pruning", lambda scale: enumerate([PLAIN, start, stronger, *cuts]))
+    records = [keep(tmp_path, PLAIN), *(keep(tmp_path, s, test_accuracy=90.0 + k) for k, s in enumerate(cuts))]
+    known = prose.values(records, [])
+    place = f"quick.digits_digits_cnn.{HSQ}%s.cut.loss_increase.loss_tolerance.0.5.test_accuracy"
+    assert known[place % ""] == "90.00" and known[place % "_at_0.01"] == "91.00"
 
 
 def test_main_stops_at_a_damaged_record_and_refreshes_prose(results, tmp_path, monkeypatch, capsys):
