@@ -1,8 +1,10 @@
 """MACs removed against time saved: VGG16 and ResNet-56 with 0, 50 and 75 % fewer channels or as many scattered zeros.
 
     python benchmarks/latency.py [--threads 1] [--rounds 7] [--device cpu] [--onnx]
+    python benchmarks/latency.py --cuts
 
-Writes results/benchmarks/latency.json and .md. The nets have random weights, since only shapes and zeros matter here.
+Writes results/benchmarks/latency.json and .md; with `--cuts` latency_cuts, of the nets that stored cuts have left (seed
+0), whose records were often made on a busy machine. The nets have random weights: only shapes and zeros matter here.
 The variants of a net take turns, so that whatever else the machine does hits them alike; a figure is the median over
 the rounds, the spread the distance between their quartiles. About two minutes on one quiet thread. With `--onnx` (the
 extra of that name) the same nets also run in onnxruntime, as rows of their own.
@@ -19,7 +21,7 @@ from importlib.metadata import version
 
 import torch
 
-from ffrlib import measure, models, store
+from ffrlib import measure, models, store, tables
 from ffrlib.files import results_folder, write_atomically
 from ffrlib.pruning import budgets
 
@@ -27,6 +29,7 @@ NETS = {"vgg16": None, "resnet56": "A"}
 SHARES = (0.5, 0.75)
 BATCHES = (1, 64)
 SHAPE = (3, 32, 32)
+SHAPES = {"digits": (1, 8, 8)}  # of the sets whose images are others
 
 
 def variants(name: str, shortcut: str | None) -> list[tuple[str, float, torch.nn.Module, float]]:
@@ -67,12 +70,33 @@ class InOnnxruntime(torch.nn.Module):
         return torch.from_numpy(self.session.run(None, {name: x.contiguous().numpy()})[0])
 
 
-def measured(nets: list, batch: int, rounds: int, **labels) -> list[dict]:
+def stored_cuts() -> dict[tuple[str, str, tuple], list]:
+    """(net, shortcut, shape of an image) -> dense net and those of stored cuts, as `variants` gives them; each once,
+    random weights at the widths that the record tells."""
+    found: dict[tuple, dict] = {}
+    for r in store.load_all()[0]:
+        spec, widths = r["spec"], tuple(r["metrics"].get("widths", ()))
+        if widths and spec.seed == 0 and spec.pruning.score != "none":
+            place = (spec.model, spec.shortcut, SHAPES.get(spec.data, SHAPE))
+            label = [tables.LABELS[n](spec) for n in ("net", "arm", "strength", "score", "budget", "amount")]
+            found.setdefault(place, {}).setdefault(widths, []).append(" ".join(filter(None, label)))
+    out = {}
+    for (name, shortcut, shape), cuts in found.items():
+        dense = models.build(name, shortcut=shortcut or None)
+        whole, out[name, shortcut, shape] = measure.macs(dense, shape), [("dense", 0.0, dense, 0.0)]
+        for widths, labels in sorted(cuts.items(), key=lambda item: item[1]):
+            small = models.build(name, shortcut=shortcut or None, widths=widths)
+            removed = 1 - measure.macs(small, shape) / whole
+            out[name, shortcut, shape].append(("; ".join(sorted(labels)), removed, small, removed))
+    return out
+
+
+def measured(nets: list, batch: int, rounds: int, shape=SHAPE, **labels) -> list[dict]:
     """One row for each (kind, share, net, MACs removed) of `nets`, the first of which is the dense one."""
     times: list[list[float]] = [[] for _ in nets]
     for _ in range(rounds):
         for (_, _, net, _), own in zip(nets, times):
-            own.append(measure.latency(net, batch, SHAPE, seconds=0.0, least=2 if batch > 1 else 10)["median"])
+            own.append(measure.latency(net, batch, shape, seconds=0.0, least=2 if batch > 1 else 10)["median"])
     rows, dense = [], statistics.median(times[0])
     for (kind, share, _, removed), own in zip(nets, times):
         low, middle, high = statistics.quantiles(own, n=4, method="inclusive")
@@ -88,12 +112,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--onnx", action="store_true", help="also in onnxruntime, on the CPU")
+    parser.add_argument("--cuts", action="store_true", help="the nets that stored cuts have left, instead")
     given = parser.parse_args()
     if given.rounds < 2:
         parser.error(f"--rounds is {given.rounds}; allowed: 2 or more, for a spread")
     torch.set_num_threads(given.threads)
     rows, others = [], []
-    for name, shortcut in NETS.items():
+    for (name, shortcut, shape), nets in stored_cuts().items() if given.cuts else ():
+        nets = [(k, s, net.to(given.device, memory_format=torch.channels_last), removed) for k, s, net, removed in nets]
+        for batch in BATCHES:
+            rows += measured(nets, batch, given.rounds, shape, net=name, shortcut=shortcut or "")
+    for name, shortcut in NETS.items() if not given.cuts else ():
         nets = [
             (kind, share, net.to(given.device, memory_format=torch.channels_last), removed)
             for kind, share, net, removed in variants(name, shortcut)
@@ -122,12 +151,12 @@ def main() -> None:
             f"| {r['net']} {r['shortcut']} | {engine} | {r['kind']} | {r['share']:.0%} | {r['batch']} "
             f"| {r['macs_removed']:.1%} | {r['median_ms']:.2f} | {r['spread_ms']:.2f} | {r['time_saved']:.1%} |"
         )
-    folder = results_folder() / "benchmarks"
+    folder, stem = results_folder() / "benchmarks", "latency_cuts" if given.cuts else "latency"
     write_atomically(
-        folder / "latency.json",
+        folder / f"{stem}.json",
         json.dumps(store.tidy({"provenance": made, "rows": rows, "onnxruntime": others}), indent=1) + "\n",
     )
-    print(write_atomically(folder / "latency.md", "\n".join(text) + "\n"))
+    print(write_atomically(folder / f"{stem}.md", "\n".join(text) + "\n"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ffrlib.tables import NOT_CHOSEN, NOT_REACHED, NOT_RUN, experiment_tables
 BUSY = (
     " Latencies were taken while other runs shared the machine: compare them only with those before the cut in the "
     "same row (`latency_left` is their ratio), and where few runs stand behind a row not even those. Quiet ones: "
-    "results/benchmarks/latency.md."
+    "results/benchmarks/latency_cuts.md, of the same nets (seed 0), and latency.md."
 )
 NOTES = {  # what a reader of a table must know beside it
     "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between those two strengths of a seed whose "

@@ -31,7 +31,7 @@ def penalties_label(spec: RunSpec) -> str:
     """The penalties and strengths of a run as a short file name part, e.g. `hsq-gl12-feature-0.001`."""
     w, f, a, p, parts = spec.weight, spec.flow, spec.activation, spec.pruning, []
     if w.name != "none":
-        name = w.name
+        name = w.name + f"-{w.mix:.3g}-with-{w.second}" * (w.mix < 1)
         for long, short in SHORT.items():
             name = name.replace(long, short)
         parts.append(f"{name}-{w.grouping}-{w.strength:.3g}" + ("-prox" if w.update == "proximal" else ""))
