@@ -116,6 +116,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.rounds < 2:
         parser.error(f"--rounds is {given.rounds}; allowed: 2 or more, for a spread")
+    if given.cuts and given.onnx:
+        parser.error("--onnx times the nets of NETS, not those of --cuts")
     torch.set_num_threads(given.threads)
     rows, others = [], []
     for (name, shortcut, shape), nets in stored_cuts().items() if given.cuts else ():

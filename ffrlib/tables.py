@@ -199,7 +199,8 @@ def frame_of(records: list[dict]) -> pd.DataFrame:
 def processor(provenance: dict) -> str:
     """What computed a run: a GPU, or the kind of a CPU. Between two kinds one run's prunable share can differ by ten
     points, so a pair of runs of two kinds says less (docs/protocol.md)."""
-    return provenance["cpu"] if provenance["device"] == "cpu" else provenance["device"]
+    device = provenance.get("device", "cpu")
+    return provenance.get("cpu", "") if device == "cpu" else device
 
 
 def across(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:

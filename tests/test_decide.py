@@ -69,7 +69,7 @@ def test_one_part(values, limits, verdict):
 def test_a_constant_lead_has_no_width(values, lead):
     rows = [(name, seed, x + more) for name, more in (("a", lead), ("b", 0)) for seed, x in enumerate(values)]
     rows = [("a", 99, 1e6), *rows[::-1]]  # a seed that only one arm has, and any order
-    frame = pd.DataFrame(rows, columns=["key", "seed", "test_accuracy"]).assign(status="finished")
+    frame = pd.DataFrame(rows, columns=["key", "seed", "test_accuracy"]).assign(status="finished", processor="")
     differences = claims.compare(frame, "a", "b", "test_accuracy", NOT_LOST, "a - b").differences
     assert tables.interval(differences) == pytest.approx((lead, lead, lead), abs=1e-8)
 
@@ -112,6 +112,8 @@ def test_what_the_measure_cannot_see_is_undecided_in_both_directions():
 
 def test_only_removable_shares_have_a_step():
     columns = [WEIGHTS, CHANNELS, "test_accuracy", "zero_channels"]
-    frame = pd.DataFrame({"key": ["a", "b"], "seed": [0, 0], "status": "finished"} | dict.fromkeys(columns, 0.5))
+    frame = pd.DataFrame(
+        {"key": ["a", "b"], "seed": [0, 0], "status": "finished", "processor": ""} | dict.fromkeys(columns, 0.5)
+    )
     steps = [claims.compare(frame, "a", "b", column, SPARSER, "a - b").step for column in columns]
     assert steps == [claims.STEP, claims.STEP, 0, 0]

@@ -49,7 +49,7 @@ def test_a_point_is_the_choice_of_the_protocol():
         for seed in range(3):
             numbers = {"validation_accuracy": 97 - random.uniform(0, 2), "removable_weight_share": random.uniform()}
             records.append({"key": key(spec), "seed": seed, "status": "finished", **numbers})
-    runs = pd.DataFrame(records).assign(removable_channel_share=0.5)
+    runs = pd.DataFrame(records).assign(removable_channel_share=0.5, processor="")
     made = firmness.other_choices("quick", runs).set_index(["claim", "part"])
     for claim in ("F1", "F4"):
         parts = [p for p in claims.at_equal_accuracy(runs, PLAIN, claim) if p.name.endswith("weight_share")]

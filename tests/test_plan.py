@@ -35,7 +35,7 @@ def test_it_counts_what_has_no_record():
     minutes = (count - 1) * (plain.recipe.epochs + jobs.FORWARD * measure.passes(500, 297) / 1000)
     text = told("quick", "1_hgsr_criteria")
     assert f"{count - 1} of {count} runs to make" in text and "and more" not in text
-    assert f"together {minutes:.1f} min (2 days);" in text
+    assert f"together {minutes:.1f} min (3 days);" in text
     assert f"{minutes / 4:.1f} min" in told("quick", "1_hgsr_criteria", 4)
 
 
