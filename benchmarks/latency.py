@@ -120,18 +120,12 @@ def main() -> None:
         parser.error("--onnx times the nets of NETS, not those of --cuts")
     torch.set_num_threads(given.threads)
     rows, others = [], []
-    for (name, shortcut, shape), nets in stored_cuts().items() if given.cuts else ():
+    families = stored_cuts() if given.cuts else {(n, s, SHAPE): variants(n, s) for n, s in NETS.items()}
+    for (name, shortcut, shape), nets in families.items():
         nets = [(k, s, net.to(given.device, memory_format=torch.channels_last), removed) for k, s, net, removed in nets]
         for batch in BATCHES:
-            rows += measured(nets, batch, given.rounds, shape, net=name, shortcut=shortcut or "")
-    for name, shortcut in NETS.items() if not given.cuts else ():
-        nets = [
-            (kind, share, net.to(given.device, memory_format=torch.channels_last), removed)
-            for kind, share, net, removed in variants(name, shortcut)
-        ]
-        for batch in BATCHES:
             labels = {"net": name, "shortcut": shortcut or ""}
-            rows += measured(nets, batch, given.rounds, **labels)
+            rows += measured(nets, batch, given.rounds, shape, **labels)
             if given.onnx:
                 exported = [(k, s, InOnnxruntime(net, batch, given.threads), removed) for k, s, net, removed in nets]
                 others += measured(exported, batch, given.rounds, **labels)

@@ -15,6 +15,7 @@ from itertools import chain, product
 from ffrlib.files import REPOSITORY
 from ffrlib.scales import (
     BASES,
+    BESIDE,
     CHANNEL_SCORES,
     CUT_BY_LOSS,
     FEW_SCORES,
@@ -22,6 +23,7 @@ from ffrlib.scales import (
     FFR_NETS,
     FINE_TUNE,
     FIRST,
+    FLOW_ARMS,
     FRESH,
     FURTHER,
     HGSR_NETS,
@@ -44,14 +46,6 @@ from ffrlib.spec import (
     choose,
     require,
 )  # fmt: skip
-
-BESIDE = {  # strengths beyond a grid or between two of it, in 1_hgsr_criteria or 4_ffr_flow alone (docs/protocol.md)
-    ("laptop", "resnet20"): {"control": 0.01, "both": 0.03, "group_l12": 0.0006, HSQ_GL12: 1e-6},
-    ("paper", "alexnet_small"): {"group_l12": 0.00063},
-}
-FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
-# ... of FlowPenalty's length and curvature and of the activation control.
-
 
 CLAIMS = {  # experiment, made by the notebook of the same name under notebooks/experiments -> what it speaks to
     "1_hgsr_criteria": ("H1",), "2_hgsr_structure": ("H2",), "3_hgsr_pruning": ("H3", "H4"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import claims, prose, rendering, store, tables, verdicts
+from ffrlib import claims, frames, prose, rendering, store, tables, verdicts
 from ffrlib.catalogue import BASES
 from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
@@ -56,7 +56,7 @@ def regenerated(records: list[dict], root: Path) -> list[str]:
 
 def against_published(records: list[dict]) -> tuple[list[str], list[str]]:
     """(lines to print, lines that are wrong): our plain nets at scale paper beside published dense accuracies."""
-    frame = tables.frame_of([r for r in records if r["scale"] == "paper"])
+    frame = frames.frame_of([r for r in records if r["scale"] == "paper"])
     papers, said, wrong = tables.published(), [], []
     for net in ("resnet20", "resnet56", "vgg16"):
         base = BASES["paper"][net]
@@ -116,7 +116,7 @@ def cell_by_cell(fresh: list[dict], same: list[dict], every: list[dict]) -> dict
         names = sorted({name for r in flat[1] for name in r})  # newer code may measure more
         same = {n: all(r.get(n) == o[n] for r, o in zip(*flat) if n in o) for n in names}
         return {n: (equal, "equal provenance, other bits", False) for n, equal in same.items()}
-    new, old = (tables.frame_of([r for r in rs if r["status"] == "finished"]) for rs in (fresh, every))
+    new, old = (frames.frame_of([r for r in rs if r["status"] == "finished"]) for rs in (fresh, every))
     ends = [[r["status"] for r in group] for group in (fresh, same)]
     out = {"status": (ends[0] == ends[1], "finished or diverged", False)}
     if "worst_deviation" in new and (largest := new.pop("worst_deviation").max()) > EXACT:

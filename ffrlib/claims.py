@@ -10,7 +10,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from ffrlib import catalogue, measure, tables
+from ffrlib import catalogue, frames, measure, tables
 from ffrlib.spec import CRITERIA, RunSpec, base_of, key
 
 SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
@@ -49,7 +49,7 @@ def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
 def compare(frame, first: str, second: str, column: str, limits, name: str, decides: bool = True) -> Part:
     """The part `first` - `second` (keys) in one metric, paired by seed."""
     differences = (by_seed(frame, first, column) - by_seed(frame, second, column)).dropna()
-    mixed = tables.across(*(frame[frame["key"] == cell] for cell in (first, second)))
+    mixed = frames.across(*(frame[frame["key"] == cell] for cell in (first, second)))
     mixed = int(mixed[mixed.index.isin(differences.index)].sum())
     return Part(name, differences, limits, (first, second), decides, step=STEP * (column in tables.BOTH), mixed=mixed)
 

@@ -11,7 +11,7 @@ import os
 import pandas as pd
 from IPython.display import Image
 
-from ffrlib import catalogue, saving, store, tables, verdicts
+from ffrlib import catalogue, frames, saving, store, tables, verdicts
 from ffrlib.spec import RunSpec, key, require
 
 
@@ -63,7 +63,7 @@ def verify(specs: list[RunSpec], summary, records: list[dict], shown: dict[str, 
     """
     missing = [spec for spec in specs if store.lookup(spec) is None]
     assert len(missing) <= summary.missing, "a run neither has a record nor was reported as not run"
-    frame = tables.frame_of([record for record in records if record["status"] == "finished"])
+    frame = frames.frame_of([record for record in records if record["status"] == "finished"])
     assert {record["scale"] for record in records} <= {spec.scale for spec in specs}, "scales are mixed"
     for names, most in (("accuracy$", 100), ("(sparsity|share|channels|kernels)$", 1)):
         numbers = frame.filter(regex=names).melt().dropna()

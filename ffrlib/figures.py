@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ffrlib import tables
+from ffrlib import frames, tables
 from ffrlib.catalogue import middle, strengths
 from ffrlib.scales import BASES
 from ffrlib.spec import CRITERIA, RunSpec, key
@@ -68,7 +68,7 @@ def net_name(spec: RunSpec) -> str:
 
 
 def rows(records: list[dict]) -> pd.DataFrame:
-    """One row a finished record: `tables.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, width
+    """One row a finished record: `frames.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, width
     and amount as numbers: a strength is that of the strongest penalty), the net's name and the record itself."""
     done = [r for r in records if r["status"] == "finished"]
     labels = tables.LABELS | {
@@ -76,7 +76,7 @@ def rows(records: list[dict]) -> pd.DataFrame:
         "width": lambda s: s.width, "model": net_name,
     }  # fmt: skip
     labels = {name: [read(r["spec"]) for r in done] for name, read in labels.items()}
-    frame = tables.frame_of(done).assign(**labels, record=done)
+    frame = frames.frame_of(done).assign(**labels, record=done)
     frame["tuned_test_accuracy"] = frame["test_accuracy"]  # what it is for a net that was cut
     for what in ("macs", "parameters"):
         frame[f"{what}_left_share"] = 1 - frame[f"{what}_removed"]

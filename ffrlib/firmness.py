@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ffrlib import catalogue, decide, tables
+from ffrlib import catalogue, decide, frames, tables
 from ffrlib.claims import EQUAL_ACCURACY, SPARSER, WEIGHTS, by_seed, compare
 from ffrlib.spec import RunSpec, key
 from ffrlib.tables import NOT_REACHED, arm_of, arms, covered, interval
@@ -107,7 +107,7 @@ def confirmation(scale: str, usual: pd.DataFrame, fresh: pd.DataFrame) -> pd.Dat
 
 def split(records: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records of the usual seeds, and of the fresh ones, each as a frame."""
-    usual, fresh = (tables.frame_of(tables.seeds_of(records, which)) for which in (False, True))
+    usual, fresh = (frames.frame_of(tables.seeds_of(records, which)) for which in (False, True))
     return usual, fresh
 
 

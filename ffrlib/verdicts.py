@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import catalogue, firmness, prose, rendering, store, tables
+from ffrlib import catalogue, firmness, frames, prose, rendering, store, tables
 from ffrlib.claims import EQUAL_ACCURACY, SPARSER, Part, against_baselines, at_equal_accuracy, crossing, cut_by_loss
 from ffrlib.decide import MOST, PAIRS, judge
 from ffrlib.files import REPOSITORY, results_folder, write_atomically
@@ -57,9 +57,8 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     waiting = [j for j in deciding if j["verdict"] == "undecided"]
     needs = [j["seeds_needed"] for j in waiting] or [PAIRS]  # a part that more seeds cannot decide holds up the verdict
     seeds = max(needs) if verdict == "undecided" and all(needs) else 0
-    arms: dict[str, int] = {}  # key -> seeds that it still needs, for the part that needs most
-    for k, wanted in [(k, min(j["seeds_needed"], MOST)) for p, j in zip(parts, judged) if j in waiting for k in p.keys]:
-        arms |= {k: max(wanted, arms.get(k, 0))} if k else {}
+    wanted = [(min(j["seeds_needed"], MOST), k) for p, j in zip(parts, judged) if j in waiting for k in p.keys if k]
+    arms = {k: most for most, k in sorted(wanted)}  # of each key the seeds for the part that needs most, which is last
     runs = max(sum(arms.values()), (4 if claim == "H2" else 2) * min(seeds, MOST)) if seeds else 0
     effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n", "across")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
@@ -76,7 +75,7 @@ def verdicts(records: list[dict]) -> list[dict]:
     out = [entry(claim, "paper", net, data, missing.get(claim, [])) for claim, net, data in UNTRIED]
     strength = {r["key"]: tables.LABELS["strength"](r["spec"]) for r in records}
     for scale, known in catalogue.BASES.items():
-        frame = tables.frame_of([r for r in tables.seeds_of(records) if r["scale"] == scale])
+        frame = frames.frame_of([r for r in tables.seeds_of(records) if r["scale"] == scale])
         hgsr, ffr = ([known[n] for n in nets] for nets in (catalogue.criteria(scale), catalogue.FFR_NETS[scale]))
         cut = dict.fromkeys(map(tables.plain_of, tables.unseeded("3_hgsr_pruning", scale)))
         asked = [("H2", hgsr[0], crossing(frame, scale))]

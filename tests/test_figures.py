@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from ffrlib import catalogue, experiments, figures, pictures, saving, store, tables
+from ffrlib import catalogue, experiments, figures, frames, pictures, saving, store, tables
 from ffrlib.run import Summary
 from ffrlib.spec import CRITERIA, ActivationControl, FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, key
 
@@ -309,7 +309,7 @@ def test_verify_names_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setenv("FFR_RESULTS", str(tmp_path))
     specs = [RunSpec(), RunSpec(weight=WeightPenalty("l1", 0.1))]
     records, silent, said = [record(tmp_path, specs[0])], Summary(), Summary(missing=1)
-    shown = {"cells": tables.cells(specs, tables.frame_of(records), ["arm"], ["test_accuracy"])}
+    shown = {"cells": tables.cells(specs, frames.frame_of(records), ["arm"], ["test_accuracy"])}
     assert experiments.verify(specs, said, records, shown) == specs[1:]
     with pytest.raises(AssertionError, match="neither has a record"):
         experiments.verify(specs, silent, records, shown)

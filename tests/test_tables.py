@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ffrlib import catalogue, claims, models, rendering, store, tables
+from ffrlib import catalogue, claims, frames, models, rendering, store, tables
 from ffrlib.spec import RunSpec, WeightPenalty, key
 
 MADE = {"device": "cpu", "cpu": "some CPU", "threads": 1, "precision": "float32", "versions": {"torch": "2"},
@@ -62,13 +62,13 @@ def test_pairs_across_two_processors_are_counted(tmp_path):
     records += [keep(tmp_path, spec, made=other) for spec in seeded(lasso(0.01), 2)]
     records.append(keep(tmp_path, seeded(lasso(0.01), 3)[2]))
     records.append(keep(tmp_path, seeded(lasso(0.01), 4)[3], "diverged", other))
-    frame = tables.frame_of(records)
+    frame = frames.frame_of(records)
     table = tables.beside_plain(tables.cells(specs, frame, ["arm"], []), specs, frame)
     assert table["pairs across processors"].tolist() == [0, 2]
     part = claims.compare(frame, key(specs[1]), key(PLAIN), "test_accuracy", claims.SPARSER, "x")
     assert (part.mixed, len(part.differences)) == (2, 3)
     one_card = [{"device": "a GPU", "cpu": name} for name in ("x", "y")]  # whose host does not matter
-    assert len({tables.processor(made) for made in one_card}) == 1
+    assert len({frames.processor(made) for made in one_card}) == 1
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -103,12 +103,12 @@ def test_aggregate_counts_diverged_runs_and_refuses_mixed_scales(tmp_path):
     first, second, third = seeded(lasso(0.01), 3)
     records = [keep(tmp_path, first, test_accuracy=90.0), keep(tmp_path, second, test_accuracy=92.0)]
     records.append(keep(tmp_path, third, "diverged"))
-    row = tables.aggregate(tables.frame_of(records), ["key"], ["test_accuracy"]).iloc[0]
+    row = tables.aggregate(frames.frame_of(records), ["key"], ["test_accuracy"]).iloc[0]
     assert (row["n"], row["n_diverged"], row["test_accuracy"], row["stale"]) == (3, 1, 91.0, "")
     assert row["test_accuracy high"] == pytest.approx(91 + 12.706 * math.sqrt(2) / math.sqrt(2), abs=1e-2)
     other = keep(tmp_path, catalogue.BASES["laptop"]["resnet20"])
     with pytest.raises(ValueError, match="laptop, quick"):
-        tables.aggregate(tables.frame_of([*records, other]), ["key"], ["test_accuracy"])
+        tables.aggregate(frames.frame_of([*records, other]), ["key"], ["test_accuracy"])
 
 
 @given(st.floats(0.3, 0.9), st.floats(-20, 20), st.floats(50, 99))
@@ -252,23 +252,23 @@ def test_equal_sparsity_says_not_reached_and_pairs_with_the_counterpart(tmp_path
             numbers = {"zeroed_test_accuracy": accuracy(0.6) + seed, "unstructured_sparsity": 0.6}
             records.append(keep(tmp_path, spec, **numbers))
     specs = [PLAIN, *(catalogue.weight_arm(PLAIN, name, s) for name, (s, _) in GRID_BOTH.items())]
-    table = tables.equal_sparsity(specs, tables.frame_of(records)).set_index(["arm", "sparsity"])
+    table = tables.equal_sparsity(specs, frames.frame_of(records)).set_index(["arm", "sparsity"])
     row = table.loc[(hierarchical, "0.3")]
     assert row["accuracy"] == pytest.approx((96 + 92) / 2) and row["lead"] == pytest.approx(0.5) and row["n"] == 3
     assert row["lead low"] == pytest.approx(row["lead high"])  # the seeds move both arms alike
     assert table.loc[(hierarchical, "0.9"), "accuracy"] == tables.NOT_REACHED
     more = [*records, keep(tmp_path, seeded(PLAIN, 4)[3], zeroed_test_accuracy=50.0)]  # its penalised runs are to come
-    again = tables.equal_sparsity(specs, tables.frame_of(more)).set_index(["arm", "sparsity"])
+    again = tables.equal_sparsity(specs, frames.frame_of(more)).set_index(["arm", "sparsity"])
     assert again.loc[(hierarchical, "0.3"), "n"] == 3 and again.loc[(hierarchical, "0.3"), "lead"] == row["lead"]
     wider_spec = catalogue.weight_arm(PLAIN, hierarchical, 0.01)  # a strength without any run yet
     wider_specs = [*specs, wider_spec]
-    wider = tables.equal_sparsity(wider_specs, tables.frame_of(records)).set_index(["arm", "sparsity"])
+    wider = tables.equal_sparsity(wider_specs, frames.frame_of(records)).set_index(["arm", "sparsity"])
     assert wider.loc[(hierarchical, "0.3"), "lead"] == row["lead"] and wider.loc[(hierarchical, "0.3"), "n"] == 3
     begun = [*records, keep(tmp_path, replace(wider_spec, seed=0), unstructured_sparsity=0.1)]  # one of its seeds
-    begun = tables.equal_sparsity(wider_specs, tables.frame_of(begun)).set_index(["arm", "sparsity"])
+    begun = tables.equal_sparsity(wider_specs, frames.frame_of(begun)).set_index(["arm", "sparsity"])
     assert begun.loc[(hierarchical, "0.3"), "lead"] == row["lead"] and begun.loc[(hierarchical, "0.3"), "n"] == 3
     alone = [r for r in records if r["spec"].weight.name != "group_lasso"]
-    alone = tables.equal_sparsity(specs, tables.frame_of(alone)).set_index(["arm", "sparsity"])
+    alone = tables.equal_sparsity(specs, frames.frame_of(alone)).set_index(["arm", "sparsity"])
     assert alone.loc[(hierarchical, "0.3"), "lead"] == tables.NOT_RUN, "the counterpart was not run"
     assert table.loc[("l1", "0.3"), "accuracy"] == tables.NOT_RUN and table.loc[("group_lasso", "0.3"), "lead"] == ""
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from test_tables import MADE, METRICS, PLAIN, grid, keep, lasso, seeded  # noqa: F401
 
-from ffrlib import catalogue, claims, decide, prose, store, tables, verdicts
+from ffrlib import catalogue, claims, decide, frames, prose, store, tables, verdicts
 from ffrlib.claims import SPARSER, Part
 from ffrlib.spec import Pruning, key
 
@@ -211,7 +211,7 @@ def test_every_baseline_counts_for_pruned_nets(tmp_path, monkeypatch):
                 records.append(
                     keep(root, replace(spec, seed=seed), test_accuracy=level + noise, validation_accuracy=level + noise)
                 )
-        return tables.frame_of(records)
+        return frames.frame_of(records)
 
     judged = decide.judge(claims.against_baselines(make(tmp_path / "a", "random"), PLAIN))
     assert len(judged) == 6 * 2 and {j["verdict"] for j in judged} == {"supported"}
