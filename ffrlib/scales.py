@@ -68,8 +68,8 @@ FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # ep
 TOLERANCES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # of the rise of the loss
 FEW_SEEDS = {  # where it isn't the scale's own number: quick has six minutes, laptop 12 hours
     "quick": {"2_hgsr_structure": 3, "6_ffr_readings": 3},
-    "laptop": {"1_hgsr_criteria": 5, "2_hgsr_structure": 2, "3_hgsr_pruning": 1, "5_ffr_pruning": 1,
-               "6_ffr_readings": 1, "7_both_papers": 1},
+    "laptop": {"1_hgsr_criteria": 5, "2_hgsr_structure": 2, "3_hgsr_pruning": 1, "4_ffr_flow": 5,
+               "5_ffr_pruning": 1, "6_ffr_readings": 1, "7_both_papers": 1},
 }  # fmt: skip
 BESIDE = {  # strengths beyond a grid or between two of it, in 1_hgsr_criteria or 4_ffr_flow alone (docs/protocol.md)
     ("laptop", "resnet20"): {"control": 0.01, "both": 0.03, "group_l12": 0.0006, HSQ_GL12: 1e-6},
