@@ -133,7 +133,9 @@ def markdown(found: list[dict], fresh: list[str] = ()) -> str:
     analogue = lambda v: ", an analogue" * (v["claim"] == "H4" and "tiny" not in v["net"])  # noqa: E731
     for v in some:
         seeds = f"over {MOST}" if v["seeds_needed"] > MOST else v["seeds_needed"]
-        helpless = "a finer measure" * (v["verdict"] == "undecided")
+        waiting = [j["seeds_needed"] for j in v["parts"] if j["decides"] and j["verdict"] == "undecided"]
+        blind = f" in {waiting.count(0)} of {len(waiting)} undecided parts" * (waiting.count(0) < len(waiting))
+        helpless = f"a finer measure{blind}" * (v["verdict"] == "undecided")
         about = "over" if v["seeds_needed"] > MOST else "about"
         needed = f"{about} {v['runs_needed']} ({seeds} seeds)" if v["runs_needed"] else helpless
         deciding = [j["n"] > 0 for j in v["parts"] if j["decides"]]
@@ -141,11 +143,11 @@ def markdown(found: list[dict], fresh: list[str] = ()) -> str:
         lines.append(f"| {v['claim']}{analogue(v)} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
                      f"| {v['effect']['part']}{of} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
     for scale in SCALES:
-        waiting = [f"{v['claim']} {v['net']} on {v['set']} (about {v['runs_needed']})"
-                   for v in found if v not in some and v["scale"] == scale]  # fmt: skip
+        unseen = [f"{v['claim']} {v['net']} on {v['set']} (about {v['runs_needed']})"
+                  for v in found if v not in some and v["scale"] == scale]  # fmt: skip
         why = f"Undecided at `{scale}` for want of any pair (not run, or no strength within a point of the plain net), "
         why += "with the runs needed: "
-        lines += ["", why + "; ".join(waiting) + "."] if waiting else []
+        lines += ["", why + "; ".join(unseen) + "."] if unseen else []
     lines += fresh
     for v in some:
         lines += ["", f"## {v['claim']}{analogue(v)}, {v['net']}, {v['set']}, scale {v['scale']}: {v['verdict']}", "",
