@@ -151,7 +151,7 @@ def name_lines(ax, ends: list[tuple[float, float, str, str]], none: str = "not r
     without any, the text `none` in their middle."""
     if not ends:
         ax.text(0.5, 0.7, none, transform=ax.transAxes, ha="center", color=GREY)  # a star alone is in the middle
-        if none == "not run":  # no numbers on axes that show none
+        if not ax.has_data():  # no numbers on axes that show none
             ax.grid(False)
             ax.tick_params(which="both", left=False, bottom=False, labelleft=False, labelbottom=False)
     ax.autoscale_view()

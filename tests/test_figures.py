@@ -183,6 +183,9 @@ def test_no_row_at_all_is_said_to_be_not_run(hgsr):
     rows = figures.rows(hgsr)
     (ax,) = figures.arms(rows[rows["amount"] > 0], [("macs_left_share", "test_accuracy")], by="amount").axes
     assert texts_of(ax) == ["not run"]
+    assert not ax.xaxis.get_tick_params(which="major")["labelbottom"], "numbers on an axis that shows none"
+    (drawn,) = figures.arms(rows, [("strength", "test_accuracy")]).axes
+    assert drawn.xaxis.get_tick_params(which="major")["labelbottom"]
 
 
 def test_curves_do_not_mix_recipes(hgsr, tmp_path):
