@@ -62,14 +62,9 @@ def test_flow_claims_with_a_clear_lead(tmp_path):
     assert f4["verdict"] == "undecided" and [p["decides"] for p in f4["parts"]] == [True] * 2 + [False] * 4
     assert f4["parts"][0]["verdict"] == "supported" and f4["parts"][2]["n"] == 0  # length alone was not run
     assert "| a finer measure |" in verdicts.markdown([f4])
-    open_still = {
-        **f4["parts"][0],
-        "verdict": "undecided",
-        "seeds_needed": 7,
-    }  # more seeds would decide this part alone
-    assert "| a finer measure in 1 of 2 undecided parts |" in verdicts.markdown(
-        [f4 | {"parts": [open_still, *f4["parts"][1:]]}]
-    )
+    weights = f4["parts"][0] | {"verdict": "undecided", "seeds_needed": 7}  # which more seeds would decide
+    both_open = f4 | {"parts": [weights, *f4["parts"][1:]]}
+    assert "| a finer measure in 1 of 2 undecided parts |" in verdicts.markdown([both_open])
     assert {v["verdict"] for v in found if v["scale"] != "quick"} == {"undecided"}
     assert verdict(found, "F1", "paper", set="cifar100", net="vgg16")["runs_needed"] == 10
 
