@@ -124,7 +124,7 @@ def markdown(found: list[dict], fresh: list[str] = ()) -> str:
              "seeds as its parts want; a guess, fewer where an arm has seeds that others lack, more where it wants a",
              "weaker strength. Between two kinds of processor one run's prunable share can differ by ten points: a",
              "pair across them says less.",
-             "An interval of width zero is the grid of the measure (2.5 points) on few seeds, not precision.",
+             "Width zero: all pairs are equal on a coarse measure (steps of 2.5 points, counts of channels).",
              "In the parts, b is the boundary that an effect must exceed for `supported`, m the least of interest.",
              "† marks records made with other code. H4 is about a Tiny ImageNet ResNet: other nets are analogues.", "",
              "| claim | net | set | scale | verdict | weakest deciding part | effect [95 % interval] | runs needed |",

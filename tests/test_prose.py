@@ -74,6 +74,7 @@ GIVEN = {
     },
     "docs/findings.md": {
         "2.5": "step of the search",
+        "95": "interval",
         "30": "share of the MACs or channels cut",
         "0.0033": "strength",
         "0.0011": "strength",
