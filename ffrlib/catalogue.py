@@ -60,13 +60,12 @@ def strengths(scale: str, net: str, arm: str) -> list[float]:
 
 
 def beside(scale: str, net: str, arm: str) -> list[float]:
-    """The arm's strength in BESIDE, as a list; empty for an arm that has none there, or no grid."""
-    own = BESIDE.get((scale, net), {})
-    return [own[arm]] if arm in own and strengths(scale, net, arm) else []
+    """The arm's strengths in BESIDE, ascending; none for an arm that has no grid."""
+    return list(BESIDE.get((scale, net), {}).get(arm, ())) if strengths(scale, net, arm) else []
 
 
 def turns(scale: str, net: str, arm: str, late: float) -> list[tuple[float, float]]:
-    """(strength, its turn) of an arm's grid and of its strength beside, ascending; `late`: the turn of the latter."""
+    """(strength, its turn) of an arm's grid and of its strengths beside, ascending; `late`: the turn of the latter."""
     grid = strengths(scale, net, arm)
     return sorted([(s, turn(k, grid)) for k, s in enumerate(grid)] + [(s, late) for s in beside(scale, net, arm)])
 
@@ -194,6 +193,8 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 for arm in ("control", "both"):
                     for strength in middle(strengths(scale, net, arm)):
                         yield when, flow_arm(other, arm, strength)
+                        if change is longer and scale == "quick":  # half as strong: the same push in all
+                            yield when, flow_arm(other, arm, strength / 2)
 
 
 def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -237,13 +238,15 @@ def ffr_readings(scale: str) -> Iterator[tuple[float, RunSpec]]:
     base = BASES[scale][net]
     plain_net = net in ("digits_cnn", "vgg16")
     yield 1, base
-    for strength in middle(strengths(scale, net, "both")):
-        yield 1, flow_arm(base, "both", strength)
-        default_tap = "post_activation" if plain_net else "block_output"
-        unfit = {default_tap, "shortcut", "block_output"} if plain_net else {default_tap}
-        for options in READINGS.values():
-            if not unfit & set(options.values()):
-                yield 5, flow_arm(base, "both", strength, **options)
+    default_tap = "post_activation" if plain_net else "block_output"
+    unfit = {default_tap, "shortcut", "block_output"} if plain_net else {default_tap}
+    fit = [options for options in READINGS.values() if not unfit & set(options.values())]
+    taps = [options for options in fit if "tap" in options] if scale != "laptop" else []
+    for arm, readings in (("both", fit), ("control", taps)):  # of all options the control has the taps alone
+        for strength in middle(strengths(scale, net, arm)):
+            yield 1, flow_arm(base, arm, strength)
+            for options in readings:
+                yield 5, flow_arm(base, arm, strength, **options)
 
 
 def both_papers(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -308,7 +311,7 @@ def specs(scale: str, experiment: str | None = None, seeds: int = 0) -> list[Run
     for name in [experiment] if experiment else RUNS:
         number = seeds or FEW_SEEDS.get(scale, {}).get(name, SEEDS[scale])
         for place, (priority, spec) in enumerate(RUNS[name](scale)):
-            few = min(number, {"quick": 3, "laptop": 1}.get(scale, number)) if priority >= 6 and not seeds else number
+            few = 1 if priority >= 6 and scale == "laptop" and not seeds else number
             own = FRESH[: seeds or None] if name == FIRM else range(few)
             for seed in own[:1] if spec.init == "published" and not seeds else own:
                 seeded = replace(spec, seed=seed)

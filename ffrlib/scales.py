@@ -66,14 +66,14 @@ CHANNEL_SCORES = (
 FEW_SCORES = ("l1_norm", "bn_scale", "geometric_median", "taylor", "random")
 FINE_TUNE = {"quick": (3, 0.02), "laptop": (3, 0.02), "paper": (20, 0.01)}  # epochs, learning rate
 TOLERANCES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # of the rise of the loss
-FEW_SEEDS = {  # where it isn't the scale's own number: quick has six minutes, laptop 12 hours
-    "quick": {"2_hgsr_structure": 3, "6_ffr_readings": 3},
+FEW_SEEDS = {  # where it isn't the scale's own number
     "laptop": {"1_hgsr_criteria": 5, "2_hgsr_structure": 2, "3_hgsr_pruning": 1, "4_ffr_flow": 5,
                "5_ffr_pruning": 1, "6_ffr_readings": 1, "7_both_papers": 1},
 }  # fmt: skip
 BESIDE = {  # strengths beyond a grid or between two of it, in 1_hgsr_criteria or 4_ffr_flow alone (docs/protocol.md)
-    ("laptop", "resnet20"): {"control": 0.01, "both": 0.03, "group_l12": 0.0006, HSQ_GL12: 1e-6},
-    ("paper", "alexnet_small"): {"group_l12": 0.00063},
+    ("quick", "digits_cnn"): {"hierarchical_squared_exclusive_sparsity": (0.019, 0.058)},
+    ("laptop", "resnet20"): {"control": (0.01, 0.03), "both": (0.03, 0.09), "group_l12": (0.0006,), HSQ_GL12: (1e-6,)},
+    ("paper", "alexnet_small"): {"group_l12": (0.00063,)},
 }
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
 # ... of FlowPenalty's length and curvature and of the activation control.

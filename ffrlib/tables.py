@@ -52,7 +52,7 @@ LABELS = {  # label column -> how it is read off a spec
     "score": lambda s: s.pruning.score + ", from scratch" * (s.pruning.after == "scratch"),
     "budget": lambda s: s.pruning.budget,
     "amount": lambda s: f"{s.pruning.amount:g}",
-    "reading": lambda s: ", ".join(f"{n} {v}" for n, v in vars(s.flow).items()
+    "reading": lambda s: ", ".join(f"{n} {v}" for n, v in (*vars(s.flow).items(), ("tap", s.activation.tap))
                                    if isinstance(v, str) and v not in vars(FlowPenalty()).values()),
 }  # fmt: skip
 

@@ -174,6 +174,6 @@ def test_a_pair_of_h1_on_a_further_net_is_a_form_and_its_counterpart_with_every_
         own = [s for s in catalogue.specs(scale, "1_hgsr_criteria") if s.model == base.model]
         wanted = {("none", 0.0)} | {(name, x) for name in (flat, form) for x in GRID}
         beside = catalogue.BESIDE[scale, net]
-        wanted |= {(name, beside[name]) for name in (flat, form)}
+        wanted |= {(name, strength) for name in (flat, form) for strength in beside[name]}
         assert {(s.weight.name, s.weight.strength) for s in own} == wanted and {s.seed for s in own} == set(range(5))
     assert {s.model for s in catalogue.specs("laptop", "2_hgsr_structure")} == {"alexnet_small"}  # H2's contexts
