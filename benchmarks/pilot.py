@@ -79,7 +79,9 @@ def walk(run, centre: float, plain: float, count: int, by_weights: bool, reach: 
     while k < reach and sound(k) and not (by_weights and found[k][0] >= 0.9):
         k = look(k + 1)
     if k == reach and sound(k) and not (by_weights and found[k][0] >= 0.9):
-        print(f"    stopped {reach} steps above the centre, with less than 90 % below 1e-3 and less than 5 points lost")
+        print(
+            f"    stopped {reach} steps above the centre: under 5 points lost{', under 90 % below 1e-3' * by_weights}"
+        )
     k = 0
     few = lambda: sum(map(sound, found)) < max(1, count - 1)  # noqa: E731  of several, one beyond the sound ones is kept
     while k > -reach and (found[k][0] >= 0.3 or few() if by_weights else not sound(k)):

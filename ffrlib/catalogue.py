@@ -192,9 +192,9 @@ def ffr_flow(scale: str) -> Iterator[tuple[float, RunSpec]]:
                 yield when, other
                 for arm in ("control", "both"):
                     for strength in middle(strengths(scale, net, arm)):
-                        yield when, flow_arm(other, arm, strength)
                         if change is longer and scale == "quick":  # half as strong: the same push in all
                             yield when, flow_arm(other, arm, strength / 2)
+                        yield when, flow_arm(other, arm, strength)
 
 
 def ffr_pruning(scale: str) -> Iterator[tuple[float, RunSpec]]:
@@ -284,7 +284,7 @@ def unchosen(name: str, scale: str) -> list[tuple[str, str]]:
         "3_hgsr_pruning": product(CUT_BY_LOSS[scale], [HSQ_GL12]), "4_ffr_flow": product(ffr, FLOW_ARMS),
         "5_ffr_pruning": chain(product(ffr, (*penalised, "network_slimming")),
                                product(["resnet56"] * (scale == "laptop"), (*penalised, HSQ_GL12))),
-        "6_ffr_readings": product(ffr[:1], ["both"]),
+        "6_ffr_readings": product(ffr[:1], ["both", "control"]),
         "7_both_papers": product(ffr[:1], ("control", "both", *TOGETHER[scale])),
     }  # fmt: skip
     return [(net, arm) for net, arm in asked.get(name, ()) if not strengths(scale, net, arm)]

@@ -130,6 +130,29 @@ def cell_by_cell(fresh: list[dict], same: list[dict], every: list[dict]) -> dict
     return out
 
 
+def verdicts_again(old: list[dict], new: list[dict]) -> list[str]:
+    """What fresh records make of the verdicts of each scale that was made again as a whole: a line for each that comes
+    out otherwise. Another processor may decide otherwise what is near a boundary: no difference is an error."""
+    lines = []
+    for scale in SCALES:
+        both = [tables.counted(records, scale) for records in (old, new)]
+        made, again = ({(r["key"], r["seed"]) for r in own} for own in both)
+        both[1] = [r for r in both[1] if (r["key"], r["seed"]) in made]
+        if made and made <= again:
+            known, fresh = (
+                {(v["claim"], v["net"], v["set"]): v["verdict"] for v in verdicts.verdicts(own) if v["scale"] == scale}
+                for own in both
+            )
+            other = [(place, verdict) for place, verdict in known.items() if fresh[place] != verdict]
+            lines += [
+                f"verdict {' '.join(place)}: {verdict}, of the fresh runs {fresh[place]}" for place, verdict in other
+            ]
+            lines.append(
+                f"{len(known) - len(other)} of {len(known)} verdicts at {scale} are the same from the fresh runs"
+            )
+    return lines
+
+
 def compare(committed: Path, fresh: Path) -> int:
     """Compares every record under `fresh` with the committed one; prints agree or differs for each cell (arm x metric).
 
@@ -155,7 +178,7 @@ def compare(committed: Path, fresh: Path) -> int:
         for name, (good, why, statistical) in cells.items():
             if not good:
                 (by_chance if statistical else wrong).append(f"differs {label}, {name}: {why}")
-    print(*wrong, *by_chance, sep="\n")
+    print(*wrong, *by_chance, *verdicts_again(old, new), sep="\n")
     bound = int(CHANCE * compared)
     print(f"{len(new)} records compared with {len(old)} committed ones in {compared} cells: {len(wrong)} differences,")
     print(f"and {len(by_chance)} cells outside their interval, of which chance explains up to {bound}")

@@ -28,7 +28,8 @@ EQUAL_ACCURACY = {  # claim -> (arm, other arm, sparsity, decides) of each part
 class Part:
     """One comparison: differences in points by seed, the limits (b, m), the keys of both arms ("" for none, "?" and its
     name for an arm that has no run to compare yet). One that `only_refutes` is never supported; `step` is the step in
-    which the metric was measured (points), 0 for one without; `mixed`: how many pairs are across two processors."""
+    which the metric was measured (points), 0 for one without; `mixed`: how many pairs cross two processors; `within`:
+    the differences of the others."""
 
     name: str
     differences: pd.Series
@@ -38,6 +39,7 @@ class Part:
     only_refutes: bool = False
     step: float = 0.0
     mixed: int = 0
+    within: tuple[float, ...] = ()
 
 
 def by_seed(frame: pd.DataFrame, cell: str, column: str) -> pd.Series:
@@ -50,8 +52,9 @@ def compare(frame, first: str, second: str, column: str, limits, name: str, deci
     """The part `first` - `second` (keys) in one metric, paired by seed."""
     differences = (by_seed(frame, first, column) - by_seed(frame, second, column)).dropna()
     mixed = frames.across(*(frame[frame["key"] == cell] for cell in (first, second)))
-    mixed = int(mixed[mixed.index.isin(differences.index)].sum())
-    return Part(name, differences, limits, (first, second), decides, step=STEP * (column in tables.BOTH), mixed=mixed)
+    mixed, step = mixed.reindex(differences.index), STEP * (column in tables.BOTH)
+    within = tuple(differences[~mixed.astype(bool)])
+    return Part(name, differences, limits, (first, second), decides, False, step, int(mixed.sum()), within)
 
 
 def at_equal_accuracy(frame: pd.DataFrame, base: RunSpec, claim: str) -> list[Part]:
@@ -155,5 +158,6 @@ def against_baselines(frame: pd.DataFrame, base: RunSpec) -> list[Part]:
         if len(changes):
             title = f"FFR's change - median of {len(changes)} published, {amount:g} of the MACs removed"
             own = compare(frame, ours, key(base), "test_accuracy", NOT_LOST, title)
-            parts.append(replace(own, differences=own.differences - changes.median()))
+            shift, within = changes.median(), pd.Series(own.within, dtype=float)
+            parts.append(replace(own, differences=own.differences - shift, within=tuple(within - shift)))
     return parts

@@ -58,7 +58,8 @@ def judge(parts: list[Part]) -> list[dict]:
         else:
             needed = seeds_needed(x, part.limits, len(parts))
         out.append({"part": part.name, "decides": part.decides, "verdict": verdict, "at_least": part.limits[1],
-                    "mean": mean, "low": low, "high": high, "n": len(x), "across": part.mixed, "p_above": f"{p_up:.2g}",
-                    "p_below": f"{p_down:.2g}", "seeds_needed": needed,
+                    "mean": mean, "low": low, "high": high, "n": len(x), "across": part.mixed,
+                    "within": round(float(np.mean(part.within)), 3) if part.mixed and part.within else None,
+                    "p_above": f"{p_up:.2g}", "p_below": f"{p_down:.2g}", "seeds_needed": needed,
                     "records": [k for k in part.keys if k and k[0] != "?"]})  # fmt: skip
     return out

@@ -69,8 +69,10 @@ def net_name(spec: RunSpec) -> str:
 
 def rows(records: list[dict]) -> pd.DataFrame:
     """One row a finished record: `frames.frame_of` with shares in percent, its labels (`tables.LABELS`; strength, width
-    and amount as numbers: a strength is that of the strongest penalty), the net's name and the record itself."""
-    done = [r for r in records if r["status"] == "finished"]
+    and amount as numbers: a strength is that of the strongest penalty), the net's name and the record itself. Runs of
+    which another seed diverged are left out: a mean over those that survived would flatter."""
+    broken = {r["key"] for r in records if r["status"] == "diverged"}
+    done = [r for r in records if r["status"] == "finished" and r["key"] not in broken]
     labels = tables.LABELS | {
         "strength": lambda s: max(tables.strengths_of(s), default=0.0), "amount": lambda s: s.pruning.amount,
         "width": lambda s: s.width, "model": net_name,
@@ -281,8 +283,8 @@ def dots(frame: pd.DataFrame, measures: list[str], column: str = "arm") -> Figur
 
 
 def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
-    """The leads of a table of `ffrlib.firmness`, a row a part: for each of {column: name} its mean and 95 % interval;
-    those right of the dashed line are large enough to matter. Rows without any are left out."""
+    """The leads of a table of `ffrlib.firmness`, a row a part: for each of {column: name} its mean and limits; those
+    right of the dashed line are large enough to matter. Rows without any are left out."""
     use_style()
     run = table.reindex(columns=list(columns)).apply(pd.to_numeric, errors="coerce").notna().any(axis=1)
     table = table[run] if run.any() else table
@@ -294,7 +296,8 @@ def leads(table: pd.DataFrame, columns: dict[str, str], label: str) -> Figure:
         own = table[[column, f"{column} low", f"{column} high"]].apply(pd.to_numeric, errors="coerce")
         mean, low, high = own.to_numpy().T
         y = np.arange(len(table)) + 0.7 * ((k + 0.5) / len(columns) - 0.5)
-        ax.errorbar(mean, y, xerr=(mean - low, high - mean), fmt=marker, color=colour, label=name, linewidth=1.2)
+        ax.hlines(y, low, high, color=colour, linewidth=1.2)
+        ax.plot(mean, y, marker, color=colour, label=name)
     ax.axvline(0, color=BLACK, linewidth=0.8)
     ax.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
     ax.set_yticks(range(len(table)), [f"{c}: {short(p)}{w}" for c, p, w in zip(table["claim"], table["part"], where)])

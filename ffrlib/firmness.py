@@ -5,6 +5,8 @@ Of these only the test on fresh seeds has a verdict, its own; a claim's verdict 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pandas as pd
 
 from ffrlib import catalogue, decide, frames, tables
@@ -47,10 +49,15 @@ def interpolated(frame: pd.DataFrame, keys: list[str], plain: str, lost: float) 
     return pd.Series(dtype=float)
 
 
+def complete(frame: pd.DataFrame, keys: list[str]) -> list[str]:
+    """Those of an arm's keys that do not wait for a run, in the same order."""
+    found = set(covered(frame, keys)["key"])
+    return [k for k in keys if k in found]
+
+
 def without_a_choice(frame: pd.DataFrame, keys: list[str], plain: str) -> pd.Series:
     """Removable weights in points, by seed: the mean over all strengths of an arm that may be chosen."""
-    whole = [k for k in keys if k in set(covered(frame, keys)["key"])]
-    within = [k for k in whole if tables.chosen_strength(frame, [k], plain, WEIGHTS)]
+    within = [k for k in complete(frame, keys) if tables.chosen_strength(frame, [k], plain, WEIGHTS)]
     return pd.DataFrame({k: by_seed(frame, k, WEIGHTS) for k in within}, dtype=float).dropna().mean(axis=1)
 
 
@@ -62,24 +69,60 @@ def by_choice(frame: pd.DataFrame, keys: list[str], plain: str) -> dict[str, pd.
     return found | {"lead at 1 point lost": interpolated(frame, keys, plain, 1.0)}
 
 
-def other_choices(scale: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The leads in removable weights of each part of H1, F1 and F4, where a choice may cost other amounts than a point,
-    without any choice, and between strengths, at exactly a point lost (the plain net is compared as it is)."""
-    rows = []
+def parts_in_weights(scale: str) -> Iterator[tuple[dict, RunSpec, list[tuple[str, list[str]]]]]:
+    """(labels of the row, plain run, [(arm, keys of its strengths)] of both arms) for each part of H1, F1 and F4."""
     for claim in CLAIMS:
         grids = arms(tables.unseeded("1_hgsr_criteria" if claim == "H1" else "4_ffr_flow", scale))
         flows = dict.fromkeys(catalogue.FFR_NETS[scale], ("plain", *catalogue.FLOW_ARMS))
         for net, names in (catalogue.criteria(scale) if claim == "H1" else flows).items():
             base = catalogue.BASES[scale][net]
             for pair in (p for p in ASKED[claim] if set(p) <= set(names)):
-                keys = [grids.get((base, arm), []) for arm in pair]
-                first, second = (by_choice(frame, own, key(base)) for own in keys)
-                if pair[1] == "plain":
-                    second = dict.fromkeys(first, by_seed(frame, key(base), WEIGHTS))
-                row = {"claim": claim, "net": tables.LABELS["net"](base), "part": " - ".join(pair)}
-                for name in first:
-                    row |= lead(name, (first[name] - second[name]).dropna())
-                rows.append(row | {"keys": " ".join(dict.fromkeys([*keys[0], *keys[1], key(base)]))})
+                labels = {"claim": claim, "net": tables.LABELS["net"](base), "part": " - ".join(pair)}
+                yield labels, base, [(arm, grids.get((base, arm), [])) for arm in pair]
+
+
+def keys_of(base: RunSpec, pair: list[tuple[str, list[str]]]) -> str:
+    return " ".join(dict.fromkeys([*pair[0][1], *pair[1][1], key(base)]))
+
+
+def other_choices(scale: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The leads in removable weights of each part of H1, F1 and F4, where a choice may cost other amounts than a point,
+    without any choice, and between strengths, at exactly a point lost (the plain net is compared as it is)."""
+    rows = []
+    for row, base, pair in parts_in_weights(scale):
+        first, second = (by_choice(frame, keys, key(base)) for _, keys in pair)
+        if pair[1][0] == "plain":
+            second = dict.fromkeys(first, by_seed(frame, key(base), WEIGHTS))
+        for name in first:
+            row |= lead(name, (first[name] - second[name]).dropna())
+        rows.append(row | {"keys": keys_of(base, pair)})
+    return pd.DataFrame(rows)
+
+
+def by_rule(frame: pd.DataFrame, plain: str, pair: list[tuple[str, list[str]]]) -> tuple[pd.Series, list[str]]:
+    """(lead in removable weights in points, by seed; the keys chosen for both arms by the protocol's rule, "" for an
+    arm that has none within a point)."""
+    chosen = [tables.chosen_strength(frame, keys, plain, WEIGHTS) or "" for _, keys in pair]
+    chosen = [plain if arm == "plain" else own for (arm, _), own in zip(pair, chosen)]
+    first, second = (by_seed(frame, own, WEIGHTS) for own in chosen)
+    return (first - second).dropna(), chosen
+
+
+def one_left_out(scale: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The protocol's lead of each part of H1, F1 and F4 in removable weights, and what is left of it where one seed is
+    left out, from the choice of the strengths too: how often the same strengths are chosen then, and (in the columns
+    `low` and `high`) the least and the largest lead. Parts with fewer than three seeds have no row."""
+    rows = []
+    for row, base, asked in parts_in_weights(scale):
+        pair = [(arm, complete(frame, keys)) for arm, keys in asked]  # no strength joins where a seed is left out
+        whole, chosen = by_rule(frame, key(base), pair)
+        if len(whole) < 3:
+            continue
+        found = [by_rule(frame[frame["seed"] != seed], key(base), pair) for seed in whole.index]
+        means = [round(differences.mean(), 9) for differences, _ in found if len(differences)]  # not the last bits
+        row |= {"n": len(whole), "same strengths": f"{sum(other == chosen for _, other in found)} of {len(found)}"}
+        row |= {"lead": round(whole.mean(), 9), "lead low": min(means), "lead high": max(means)} if means else {}
+        rows.append(row | {"keys": keys_of(base, asked)})
     return pd.DataFrame(rows)
 
 
@@ -115,5 +158,6 @@ def firm_tables(scale: str, records: list[dict]) -> dict[str, pd.DataFrame]:
     """The tables of the last experiment from all records of a scale, without those that have no row."""
     usual, fresh = split(records)
     made = {"confirmation": confirmation(scale, usual, fresh), "other_choices": other_choices(scale, usual)}
+    made["one_left_out"] = one_left_out(scale, usual)
     made |= tables.experiment_tables(catalogue.FIRM, scale, records)
     return {name: table for name, table in made.items() if len(table)}

@@ -51,12 +51,14 @@ def values(records: list[dict], found: list[dict]) -> dict[str, str]:
                 shown = f"{100 * value:.1f}" if share else rendering.text(metric, value)
                 name = ".".join([*place, metric]).replace(", ", "_").replace(" ", "_")
                 require(out.setdefault(name, shown) == shown, f"the value {name}", shown, f"only {out[name]}")
-    for scale, kind in product(SCALES, ("confirmation", "other_choices")):
+    for scale, kind in product(SCALES, ("confirmation", "other_choices", "one_left_out")):
         for row in made[scale][catalogue.FIRM].get(kind, pd.DataFrame()).to_dict("records"):
             place = f"{scale}.{row['net']}.{kind}.{row['claim']}.{row['part']}".replace(" - ", "-").replace(" ", "_")
             leads = {n.replace(" ", "_"): f"{x:.1f}" for n, x in row.items() if isinstance(x, float) and x == x}
             out |= {f"{place}.{n}": x for n, x in leads.items()}
-            out |= {f"{place}.{n}": str(row[n]) for n in ("n", "verdict") if n in row}
+            out |= {
+                f"{place}.{n}".replace(" ", "_"): str(row[n]) for n in ("n", "verdict", "same strengths") if n in row
+            }
     for v in found:
         place = f"{v['claim']}.{v['scale']}.{v['set']}_{v['net']}".replace(" ", "_")
         out |= {f"{place}.verdict": v["verdict"], f"{place}.runs_needed": str(v["runs_needed"])}

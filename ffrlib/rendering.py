@@ -16,16 +16,23 @@ BUSY = (
     "same row (`latency_left` is their ratio), and where few runs stand behind a row not even those. Quiet ones: "
     "results/benchmarks/latency_cuts.md, of the same nets (seed 0), and latency.md."
 )
+MEANS = "Mean [95 % interval] of n runs; shares in [0, 1]."
 NOTES = {  # what a reader of a table must know beside it
     "equal_sparsity": " Accuracy with |w| < 0.001 zeroed, interpolated between those two strengths of a seed whose "
-                      "shares are next to the sparsity, where every seed reaches it; the last column but one is the "
-                      "lowest accuracy of these nets: at chance, what stands between is no net. Decides nothing.",
+                      "shares are next to the sparsity, where every seed reaches it with nets no more than 10 points "
+                      "below the plain one; the last column but one is the lowest accuracy of these. Decides nothing.",
+    "published": "Numbers of other papers and codes, not ours, with their sources (data/published.csv); other recipes, "
+                 "and other shares cut. An empty cell was not available to us.",
     "cut": BUSY, "equal_budget": BUSY,
     "confirmation": " Leads in points: of prunable weights, before (on the seeds that chose the strengths) and on n "
                     "fresh seeds, of which the verdict is; and, on these, of test accuracy: with channels cut and no "
                     "fine-tuning, as trained, and with each net's own prunable weights removed.",
     "other_choices": " Leads in points of prunable weights, with strengths chosen by other rules than the protocol's "
                      "(within 1). Decides nothing.",
+    "one_left_out": " Leads in points of prunable weights, with strengths chosen by the protocol's rule; in brackets, "
+                    "in place of an interval, the least and the largest lead where any one of the n seeds is left out "
+                    "of choice and comparison; `same strengths`: in how many of these cases the rule takes the "
+                    "strengths that it takes on all seeds (where it takes none, there is no lead). Decides nothing.",
 }  # fmt: skip
 
 
@@ -60,7 +67,7 @@ def write(tables: dict[str, pd.DataFrame], experiment: str, scale: str, root: Pa
     folder, written = Path(root or results_folder()) / "tables" / scale, []
     for name, table in tables.items():
         shown = readable(table)
-        about = f"Mean [95 % interval] of n runs; shares in [0, 1].{NOTES.get(name, '')}"
+        about = NOTES[name].strip() if name in ("published", "one_left_out") else MEANS + NOTES.get(name, "")
         head = [f"# {experiment}, {name}, scale {scale}", "", about, ""]
         body = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
         lines = "\n".join([*head, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"

@@ -60,7 +60,7 @@ def entry(claim: str, scale: str, net: str, data: str, parts: list[Part]) -> dic
     wanted = [(min(j["seeds_needed"], MOST), k) for p, j in zip(parts, judged) if j in waiting for k in p.keys if k]
     arms = {k: most for most, k in sorted(wanted)}  # of each key the seeds for the part that needs most, which is last
     runs = max(sum(arms.values()), (4 if claim == "H2" else 2) * min(seeds, MOST)) if seeds else 0
-    effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n", "across")}
+    effect = weakest and {name: weakest[name] for name in ("part", "mean", "low", "high", "n", "across", "within")}
     return {"claim": claim, "net": net, "set": data, "scale": scale, "verdict": verdict, "effect": effect,
             "rule": f"docs/protocol.md ({protocol()}), {claim}",
             "seeds_needed": seeds, "runs_needed": runs, "parts": judged,
@@ -98,7 +98,8 @@ def effect_text(e: dict | None) -> str:
     if not e or e["mean"] is None:
         return "no pair"
     limits = "" if e["low"] is None else f" [{e['low']:+.2f}, {e['high']:+.2f}]"
-    across = f", of which {e['across']} across two processors" * (e["across"] > 0)
+    others = "" if e["within"] is None else f" (mean of the others {e['within']:+.2f})"
+    across = f", of which {e['across']} across two processors{others}" * (e["across"] > 0)
     return f"{e['mean']:+.2f}{limits}, n = {e['n']}{across}"
 
 
@@ -143,11 +144,13 @@ def markdown(found: list[dict], fresh: list[str] = ()) -> str:
         of = f" ({sum(deciding)} of {len(deciding)} parts have pairs)" * (0 < sum(deciding) < len(deciding))
         lines.append(f"| {v['claim']}{analogue(v)} | {v['net']} | {v['set']} | {v['scale']} | **{v['verdict']}** "
                      f"| {v['effect']['part']}{of} | {effect_text(v['effect'])} | {needed} |")  # fmt: skip
+    price = lambda v: f"about {v['runs_needed']}{', not listed' * ((v['claim'], v['net'], v['set']) in UNTRIED)}"  # noqa: E731
     for scale in SCALES:
-        unseen = [f"{v['claim']} {v['net']} on {v['set']} (about {v['runs_needed']})"
+        unseen = [f"{v['claim']} {v['net']} on {v['set']} ({price(v)})"
                   for v in found if v not in some and v["scale"] == scale]  # fmt: skip
         why = f"Undecided at `{scale}` for want of any pair (not run, or no strength within a point of the plain net), "
-        why += "with the runs needed: "
+        why += "with the runs needed (not listed: the catalogue has no such net and set; some of the others need "
+        why += "strengths first): "
         lines += ["", why + "; ".join(unseen) + "."] if unseen else []
     lines += fresh
     for v in some:

@@ -60,12 +60,37 @@ def test_a_number_of_seeds_can_be_asked_for():
 
 def test_every_arm_has_its_strengths():
     runs = catalogue.specs("quick", "1_hgsr_criteria", 1)
-    assert {(s.weight.name, s.weight.strength) for s in runs if s.weight.mix == 1} == {("none", 0.0)} | {
-        (c, x) for c in CRITERIA for x in GRID
-    }
+    wanted = {("none", 0.0)} | {(c, x) for c in CRITERIA for x in GRID}
+    wanted |= {(name, x) for name, more in catalogue.BESIDE["quick", "digits_cnn"].items() for x in more}
+    assert {(s.weight.name, s.weight.strength) for s in runs if s.weight.mix == 1} == wanted
     arms = {(s.flow.length, s.flow.curvature, s.activation.strength) for s in catalogue.specs("quick", "4_ffr_flow", 1)}
     for x in GRID:
         assert {(x, 0, 0), (0, x, 0), (x, x, 0), (0, 0, x)} <= arms
+
+
+def test_at_quick_every_run_has_five_seeds():
+    for name in catalogue.RUNS:
+        seeds = {}
+        for s in catalogue.specs("quick", name):
+            seeds.setdefault(replace(s, seed=0), set()).add(s.seed)
+        own = set(catalogue.FRESH) if name == catalogue.FIRM else set(range(5))
+        assert all(found == own for found in seeds.values()), name
+
+
+def test_a_longer_run_is_pushed_as_hard_at_quick_alone():
+    for scale in SCALES:
+        base = catalogue.BASES[scale][catalogue.FFR_NETS[scale][0]]
+        own = [s for s in catalogue.specs(scale, "4_ffr_flow", 1) if (s.model, s.data) == (base.model, base.data)]
+        longer = [s for s in own if s.recipe.epochs == 2 * base.recipe.epochs]
+        found = {max(s.flow.length, s.activation.strength) for s in longer} - {0}
+        assert found == ({1e-3, 5e-4} if scale == "quick" else {1e-3}), scale
+
+
+def test_readings_have_the_control_and_at_moved_taps_too_but_at_laptop():
+    for scale in SCALES:
+        controls = [s for s in catalogue.specs(scale, "6_ffr_readings", 1) if s.activation.strength]
+        moved = {s.flow.tap for s in catalogue.specs(scale, "6_ffr_readings", 1) if s.flow.length} - {"default"}
+        assert moved and {s.activation.tap for s in controls} == {"default"} | (moved if scale != "laptop" else set())
 
 
 def test_wrong_names_are_refused():
@@ -115,7 +140,7 @@ def test_what_has_no_strength_is_named_and_has_no_run(monkeypatch):
             )
     assert catalogue.unchosen("4_ffr_flow", "laptop") == [("resnet20", "both")]
     assert catalogue.unchosen("6_ffr_readings", "quick") == [("digits_cnn", "both")]
-    assert len(catalogue.specs("laptop", "6_ffr_readings")) == 1
+    assert len(catalogue.specs("laptop", "6_ffr_readings")) == 2  # the plain net and the control
 
 
 def test_the_loss_of_the_published_script_and_a_start_that_costs_nothing():

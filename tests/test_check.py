@@ -167,6 +167,24 @@ def test_chance_explains_few_cells_of_many_and_no_large_deviation(committed, tmp
     assert "worst_deviation: 2e-05, more than 1e-05" in capsys.readouterr().out
 
 
+def test_a_whole_scale_made_again_says_what_becomes_of_the_verdicts(committed, tmp_path, monkeypatch, capsys):
+    def judged(records):  # F1 by how many runs there are; H1 and another scale's F1 as they are
+        words = {("F1", "quick"): "supported" if len(records) > 10 else "undecided", ("H1", "quick"): "undecided"}
+        words |= {("F1", "paper"): "undecided"}
+        return [{"claim": c, "scale": s, "net": "a net", "set": "digits", "verdict": w} for (c, s), w in words.items()]
+
+    monkeypatch.setattr(verdicts, "verdicts", judged)
+    old = store.load_all(committed)[0]
+    new = [*old, keep(tmp_path, seeded(lasso(0.01), 6)[5])]
+    assert check.verdicts_again(old, new) == [
+        "verdict F1 a net digits: undecided, of the fresh runs supported",
+        "1 of 2 verdicts at quick are the same from the fresh runs",
+    ]
+    assert check.verdicts_again(new, old) == [], "a part of a scale says nothing"
+    assert check.compare(committed, committed) == 0
+    assert "2 of 2 verdicts at quick are the same from the fresh runs" in capsys.readouterr().out
+
+
 def test_missing_damaged_diverged_and_empty_replications_fail(committed, tmp_path, capsys):
     assert check.compare(committed, tmp_path / "none") == 1
     assert check.compare(committed, again(tmp_path / "a", seeded(lasso(0.05), 1))) == 1

@@ -124,9 +124,18 @@ def test_lines_are_named_and_what_was_not_run_is_said(hgsr):
     assert texts_of(figures.layer_sparsity(figures.rows([])).axes[0]) == ["not run"]
 
 
+def test_a_lead_may_lie_outside_its_limits():
+    """As the lead on all seeds beside the least and the largest without one, where other strengths are chosen then."""
+    table = pd.DataFrame([{"claim": "F4", "part": "both - control", "lead": 5.0, "lead low": 1.0, "lead high": 4.0}])
+    (ax,) = figures.leads(table, {"lead": "all seeds"}, "points").axes
+    assert ax.get_xlim()[0] < 1 and ax.get_xlim()[1] > 5
+
+
 def test_diverged_runs_are_not_drawn(tmp_path, hgsr):
     bad = record(tmp_path, RunSpec(weight=WeightPenalty("group_lasso", 3.0)), "diverged", removable_weight_share=0.99)
     assert len(figures.rows([*hgsr, bad])) == len(hgsr)
+    survivor = record(tmp_path, replace(bad["spec"], seed=1), removable_weight_share=0.99)
+    assert len(figures.rows([*hgsr, bad, survivor])) == len(hgsr), "a mean over survivors would flatter"
 
 
 @given(st.lists(st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5)), min_size=1, max_size=11))

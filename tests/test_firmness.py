@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from test_tables import PLAIN, keep
 
-from ffrlib import catalogue, claims, firmness, rendering, tables, verdicts
+from ffrlib import catalogue, claims, firmness, frames, rendering, scales, store, tables, verdicts
+from ffrlib.claims import WEIGHTS
+from ffrlib.files import REPOSITORY
 from ffrlib.scales import FRESH
 from ffrlib.spec import key
-from ffrlib.tables import NOT_REACHED
+from ffrlib.tables import NOT_REACHED, arms
 
 FROZEN = tables.unseeded(catalogue.FIRM, "quick")
 
@@ -40,6 +42,23 @@ def test_between_two_strengths_by_hand():
 def test_without_a_choice_is_the_mean_of_what_may_be_chosen():
     runs = frame(plain=((97, 97), (0, 0)), a=((97, 97), (0.2, 0.4)), b=((96, 96), (0.4, 0.8)), c=((90, 90), (1, 1)))
     assert firmness.without_a_choice(runs, ["a", "b", "c"], "plain").to_dict() == pytest.approx({0: 30.0, 1: 60.0})
+
+
+def test_one_seed_left_out_by_hand():
+    """Seed 2 alone keeps the stronger strength out, and one that waits for its third seed never joins."""
+    weak, strong, waits = arms(tables.unseeded("4_ffr_flow", "quick"))[PLAIN, "both"][:3]
+    good, less = (97, 97, 97), (97, 97, 93)  # less: 1.3 points below, where seed 2 is left out none
+    runs = {key(PLAIN): (good, (0.2, 0.2, 0.2)), weak: (good, (0.3, 0.3, 0.3)), strong: (less, (0.6, 0.5, 0.4))}
+    made = firmness.one_left_out("quick", frame(**runs, **{waits: ((97, 97), (1.0, 1.0))}))
+    (row,) = made.to_dict("records")  # no other part has runs
+    assert (row["part"], row["n"], row["same strengths"]) == ("both - plain", 3, "2 of 3")
+    assert [row[f"lead{limit}"] for limit in ("", " low", " high")] == pytest.approx([10, 10, 35])
+    assert rendering.readable(made)["lead"].tolist() == ["10.00 [10.00, 35.00]"]
+    equal = {key(PLAIN): runs[key(PLAIN)], strong: runs[weak], weak: runs[weak]}  # of equal ones the first of the grid
+    pair = [("both", firmness.complete(frame(**equal), [weak, strong])), ("plain", [])]
+    assert firmness.by_rule(frame(**equal), key(PLAIN), pair)[1] == [weak, key(PLAIN)]
+    two = {name: (accuracies[:2], shares[:2]) for name, (accuracies, shares) in runs.items()}
+    assert firmness.one_left_out("quick", frame(**two)).empty
 
 
 def test_a_point_is_the_choice_of_the_protocol():
@@ -96,3 +115,31 @@ def test_a_scale_where_nothing_was_frozen_has_no_confirmation(tmp_path):
     made = firmness.firm_tables("laptop", [])
     assert list(made) == ["other_choices"] and set(made["other_choices"]["lead within 1"]) == {NOT_REACHED}
     assert all(path.stat().st_size for path in rendering.write(made, catalogue.FIRM, "laptop", tmp_path))
+
+
+def test_without_one_seed_the_rule_chooses_otherwise_on_resnet20():
+    """What findings and the log say in words of GL12's pair: seed 2 alone keeps squared GL12's middle strength out."""
+    records, problems = store.load_all(REPOSITORY / "results", scale="laptop")
+    runs = frames.frame_of([r for r in records if r["seed"] < 5])
+    plain = scales.BASES["laptop"]["resnet20"]
+    squared, flat = (
+        [key(catalogue.weight_arm(plain, name, s)) for s in strengths]
+        for name, strengths in ((scales.HSQ_GL12, (6e-7, 1e-6, 1.8e-6)), ("group_l12", (0.00011, 0.00034, 0.0006)))
+    )
+    assert not problems
+    chosen, leads = {}, {}
+    for left_out in (None, *range(5)):
+        rest = runs[runs["seed"] != left_out]
+        pair = [tables.chosen_strength(rest, keys, key(plain), WEIGHTS) for keys in (squared, flat)]
+        shares = [rest.loc[rest["key"] == k, WEIGHTS].mean() for k in pair]
+        chosen[left_out], leads[left_out] = [squared.index(pair[0]), flat.index(pair[1])], 100 * (shares[0] - shares[1])
+    assert [left_out for left_out, at in chosen.items() if at != [0, 1]] == [2] and chosen[2] == [1, 1]
+    assert 3 < leads[2] < 3.5 and all(leads[n] < -9 for n in (None, 0, 1, 3, 4))
+    rows = firmness.one_left_out("laptop", runs).set_index(["claim", "net", "part"])
+    row, without = (
+        rows.loc[("H1", "cifar10 resnet20 A", f"{scales.HSQ_GL12} - group_l12")],
+        [leads[n] for n in range(5)],
+    )
+    assert row["same strengths"] == "4 of 5"
+    shown = [row["lead"], row["lead low"], row["lead high"]]
+    assert shown == pytest.approx([leads[None], min(without), max(without)])

@@ -11,6 +11,7 @@ import pytest
 
 import ffrlib
 from ffrlib import catalogue, notebooks
+from ffrlib.files import REPOSITORY
 from ffrlib.run import Summary
 
 REGENERATED = []
@@ -197,3 +198,12 @@ def test_no_notebook_and_a_misspelt_scale_are_errors(tmp_path, monkeypatch):
         notebooks.main(["reproduce"])
     with pytest.raises(ValueError, match="did you mean 'laptop'"):
         notebooks.main(["reproduce", "--scale", "labtop"])
+
+
+@pytest.mark.parametrize("name", catalogue.RUNS)
+def test_an_experiment_links_every_table_of_its_stored_runs(name):
+    """Experiments are stored without outputs: a reader who runs nothing finds what they gave."""
+    cells = nbformat.read(REPOSITORY / "notebooks" / "experiments" / f"{name}.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    tables = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "results" / "tables").glob(f"*/{name}-*.md")]
+    assert tables and not [path for path in tables if f"](../../{path.as_posix()})" not in text]

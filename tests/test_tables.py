@@ -66,7 +66,7 @@ def test_pairs_across_two_processors_are_counted(tmp_path):
     table = tables.beside_plain(tables.cells(specs, frame, ["arm"], []), specs, frame)
     assert table["pairs across processors"].tolist() == [0, 2]
     part = claims.compare(frame, key(specs[1]), key(PLAIN), "test_accuracy", claims.SPARSER, "x")
-    assert (part.mixed, len(part.differences)) == (2, 3)
+    assert (part.mixed, len(part.differences), part.within) == (2, 3, (0.0,))
     one_card = [{"device": "a GPU", "cpu": name} for name in ("x", "y")]  # whose host does not matter
     assert len({frames.processor(made) for made in one_card}) == 1
 
@@ -267,6 +267,12 @@ def test_equal_sparsity_says_not_reached_and_pairs_with_the_counterpart(tmp_path
     begun = [*records, keep(tmp_path, replace(wider_spec, seed=0), unstructured_sparsity=0.1)]  # one of its seeds
     begun = tables.equal_sparsity(wider_specs, frames.frame_of(begun)).set_index(["arm", "sparsity"])
     assert begun.loc[(hierarchical, "0.3"), "lead"] == row["lead"] and begun.loc[(hierarchical, "0.3"), "n"] == 3
+    broken = [r for r in records if r["spec"].weight.name != hierarchical]
+    broken += [keep(tmp_path / "broken", replace(specs[2], seed=seed), unstructured_sparsity=0.6,
+                    zeroed_test_accuracy=(84.0 if seed else 95.0) + seed) for seed in range(3)]  # fmt: skip
+    broken = tables.equal_sparsity(specs, frames.frame_of(broken)).set_index(["arm", "sparsity"])
+    assert broken.loc[(hierarchical, "0.3"), "lead"] == tables.NOT_REACHED, "a line to a net eleven points below plain"
+    assert broken.loc[("group_lasso", "0.3"), "accuracy"] == table.loc[("group_lasso", "0.3"), "accuracy"]
     alone = [r for r in records if r["spec"].weight.name != "group_lasso"]
     alone = tables.equal_sparsity(specs, frames.frame_of(alone)).set_index(["arm", "sparsity"])
     assert alone.loc[(hierarchical, "0.3"), "lead"] == tables.NOT_RUN, "the counterpart was not run"

@@ -242,6 +242,9 @@ def test_each_arm_is_charged_with_the_seeds_of_its_own_parts():
     endless["parts"][0] |= {"records": [], "strengths": [], "stale": False, "across": 2}
     text = verdicts.markdown([endless | {"effect": endless["parts"][0]}])
     assert "n = 5, of which 2 across two processors | over 200 (over 100 seeds) |" in text
+    crossed = part([30.0, -30.0, 30.0, -30.0, 2.5], mixed=3, within=(30.0, 2.5))
+    crossed = verdicts.entry("H1", "quick", "net", "digits", [crossed])
+    assert "of which 3 across two processors (mean of the others +16.25)" in verdicts.effect_text(crossed["effect"])
 
 
 def test_records_of_other_code_are_marked_and_an_analogue_is_called_one(tmp_path):
