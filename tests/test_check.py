@@ -168,19 +168,24 @@ def test_chance_explains_few_cells_of_many_and_no_large_deviation(committed, tmp
 
 
 def test_a_whole_scale_made_again_says_what_becomes_of_the_verdicts(committed, tmp_path, monkeypatch, capsys):
-    def judged(records):  # F1 by how many runs there are; H1 and another scale's F1 as they are
-        words = {("F1", "quick"): "supported" if len(records) > 10 else "undecided", ("H1", "quick"): "undecided"}
+    def judged(records):  # F1 by how accurate the runs are; H1 and another scale's F1 as they are
+        best = max(r["metrics"]["test_accuracy"] for r in records)
+        words = {("F1", "quick"): "supported" if best > 99 else "undecided", ("H1", "quick"): "undecided"}
         words |= {("F1", "paper"): "undecided"}
         return [{"claim": c, "scale": s, "net": "a net", "set": "digits", "verdict": w} for (c, s), w in words.items()]
 
     monkeypatch.setattr(verdicts, "verdicts", judged)
     old = store.load_all(committed)[0]
-    new = [*old, keep(tmp_path, seeded(lasso(0.01), 6)[5])]
+    new = [keep(tmp_path, r["spec"], test_accuracy=99.5) for r in old]
+    more = [*old, keep(tmp_path, seeded(lasso(0.01), 6)[5], test_accuracy=99.5)]
     assert check.verdicts_again(old, new) == [
         "verdict F1 a net digits: undecided, of the fresh runs supported",
         "1 of 2 verdicts at quick are the same from the fresh runs",
     ]
-    assert check.verdicts_again(new, old) == [], "a part of a scale says nothing"
+    assert check.verdicts_again(new, old[1:]) == [], "a part of a scale says nothing"
+    assert check.verdicts_again(old, more) == check.verdicts_again(old, old), (
+        "seeds without a committed one are left out"
+    )
     assert check.compare(committed, committed) == 0
     assert "2 of 2 verdicts at quick are the same from the fresh runs" in capsys.readouterr().out
 

@@ -391,11 +391,9 @@ def test_leads_are_drawn_where_there_are_any():
     (ax,) = figures.leads(table, {"lead": "fresh seeds"}, "points").axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["F1: FFR - plain"]
     assert ax.get_legend().get_texts()[0].get_text() == "fresh seeds" and ax.get_xlabel() == "points"
-    (bar,) = (c for c in ax.containers)
-    points = np.array(bar.lines[0].get_xydata())
-    assert points.tolist() == [[3.0, 0.0]]
-    segment = np.array(bar.lines[2][0].get_segments()[0])
-    assert segment[:, 0].tolist() == [1.0, 5.0]
+    assert ax.lines[0].get_xydata().tolist() == [[3.0, 0.0]]
+    (bar,) = ax.collections
+    assert np.array(bar.get_segments()).tolist() == [[[1.0, 0.0], [5.0, 0.0]]]
 
 
 def test_a_net_has_the_name_of_the_catalogue():
