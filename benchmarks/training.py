@@ -7,7 +7,8 @@
 Three paths do the same work (batch 128, crop and flip, SGD with momentum): "plain" is torchvision's transforms and a
 DataLoader with two workers, float32, eager; "on device" the same eager float32 loop with the data on the device; "ours"
 is ffrlib.training. Each figure is the median of interleaved repeats, so that a disturbance hits all paths alike.
-Writes results/benchmarks/training-<cpu-KIND|cuda>.json and .md, KIND being the vector instructions of the CPU.
+Writes results/benchmarks/training-<cpu-KIND|cuda>.json and .md, KIND being the vector instructions of the CPU ("amx" where it
+multiplies bfloat16 by matrix units).
 """
 
 from __future__ import annotations
@@ -505,7 +506,8 @@ def flags() -> str:
 def write(device: str, new: dict) -> None:
     """Adds the cases to what earlier calls on this device measured: a case measured again is replaced, but not by one
     that was left out or failed."""
-    kind = f"-{torch.backends.cpu.get_cpu_capability().lower()}" if device == "cpu" else ""
+    vectors = "amx" if "amx_bf16: yes" in flags() else torch.backends.cpu.get_cpu_capability().lower()
+    kind = f"-{vectors}" if device == "cpu" else ""
     path = results_folder() / "benchmarks" / f"training-{device}{kind}.json"
     cases = json.loads(path.read_text())["cases"] if path.exists() else {}
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{store.cpu_type()}; {flags()}"
