@@ -73,7 +73,7 @@ FEW_SEEDS = {  # where it isn't the scale's own number
 BESIDE = {  # strengths beyond a grid or between two of it, in 1_hgsr_criteria or 4_ffr_flow alone (docs/protocol.md)
     ("quick", "digits_cnn"): {"hierarchical_squared_exclusive_sparsity": (0.019, 0.058)},
     ("laptop", "resnet20"): {"control": (0.01, 0.03), "both": (0.03, 0.09), "group_l12": (0.0006,), HSQ_GL12: (1e-6,)},
-    ("paper", "alexnet_small"): {"group_l12": (0.00063,), "group_lasso": (0.0018,)},
+    ("paper", "alexnet_small"): {"group_l12": (0.00063,), "group_lasso": (0.001, 0.0018)},
 }
 FLOW_ARMS = {"control": (0, 0, 1), "length": (1, 0, 0), "curvature": (0, 1, 0), "both": (1, 1, 0)}
 # ... of FlowPenalty's length and curvature and of the activation control.
