@@ -78,7 +78,7 @@ data: $(ENVIRONMENT)  ## fetch CIFAR-10 (170 MB) into data/raw; other sets: pyth
 
 clean:  ## remove build/, caches, checkpoints and weights kept for cuts (not the records, the environment, the data)
 	@rm -rf build .pytest_cache .ruff_cache .hypothesis results/cache/checkpoints results/cache/weights results/cache/locks
-	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 # The site's own packages go into the same .venv; the versions of requirements.lock stay as they are.
 .venv/installed-site: requirements-site.lock .venv/installed

@@ -7,8 +7,8 @@
 Three paths do the same work (batch 128, crop and flip, SGD with momentum): "plain" is torchvision's transforms and a
 DataLoader with two workers, float32, eager; "on device" the same eager float32 loop with the data on the device; "ours"
 is ffrlib.training. Each figure is the median of interleaved repeats, so that a disturbance hits all paths alike.
-Writes results/benchmarks/training-<cpu-KIND|cuda>.json and .md, KIND being the vector instructions of the CPU ("amx" where it
-multiplies bfloat16 by matrix units).
+Writes results/benchmarks/training-<cpu-KIND|cuda>.json and .md, KIND being the vector instructions of the CPU, or
+"amx" where it multiplies bfloat16 by matrix units.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
 BUILD = REPOSITORY / "build"
 SPOKEN = ("ValueError", "FileNotFoundError", "OSError", "PermissionError", "RuntimeError", "MemoryError")
 # ... errors whose message says it all: what a run lacks, the disk, memory, killed workers, a scheduler that is gone.
+FOLDERS = ("FFR_RESULTS", "FFR_DATA", "FFR_WEIGHTS")
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -64,6 +65,8 @@ def execute(path: Path | str, parameters: dict | None = None, out: Path | str | 
     # No kernel folders: one that the user has installed as python3 would run another Python. Unix sockets rather than
     # ports: kernels that start side by side can pick the same port. The sockets lie in a folder that goes afterwards.
     values = {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "FFR_RUNNER": "papermill"}
+    # A relative folder means the same one there as here.
+    values |= {name: os.path.abspath(os.environ[name]) for name in FOLDERS if os.environ.get(name)}
     with patch.dict(os.environ, values), tempfile.TemporaryDirectory() as sockets:
         reach = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
         manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **reach)
@@ -91,7 +94,8 @@ def execute_all(parameters: dict, out: Path | None = None) -> Counter:
     quick = parameters.get("scale") == "quick"
     if not paths:
         raise FileNotFoundError(f"there is no notebook in {EXPERIMENTS}")
-    (summary := out / "summary.jsonl").unlink(missing_ok=True)
+    summary = out / f"summary-{os.getpid()}.jsonl"  # two calls may go on side by side
+    summary.unlink(missing_ok=True)
     for number, path in enumerate(paths, 1):
         print(f"[{number}/{len(paths)}] {path.name}", flush=True)
         wanted = {name: value for name, value in parameters.items() if name in declared(path)}
@@ -101,6 +105,7 @@ def execute_all(parameters: dict, out: Path | None = None) -> Counter:
     totals = Counter()
     for number, line in enumerate(summary.read_text().splitlines() if summary.exists() else []):
         totals.update(json.loads(line) | ({"reused": 0} if quick and number else {}))  # the first reports those of all
+    summary.unlink(missing_ok=True)
     return totals
 
 

@@ -55,11 +55,12 @@ def image_seconds(records: list[dict]) -> dict[tuple, float]:
 
 
 def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int = 0, net: str = "",
-         device: str = "") -> str:  # fmt: skip
+         device: str = "", root=None) -> str:  # fmt: skip
     """What would run, and how many minutes it takes at the speeds that the records of this scale measured on this kind
     of device, or those of all scales where this one has none; and how many the whole would have taken. `seeds`: as in
     `catalogue.specs`; `net`: only this one; `device`: as in `run.run_specs` (of a GPU's runs, which go side by side, a
-    record holds its share of the time, so `workers` counts on a CPU alone).
+    record holds its share of the time, so `workers` counts on a CPU alone); `root`: a store of its own, whose records
+    count beside those of the main one.
 
     A net without a record is priced by its MACs, at the speed of the net nearest in MACs (on the same set, if any).
     """
@@ -91,7 +92,7 @@ def plan(scale: str, experiment: str | None = None, workers: int = 1, seeds: int
                 rate[place] = known[near] * macs / sizes[near] if near else math.nan
             took = work(spec) * rate[place] / 60 / workers
             whole += took
-            if store.current(spec):
+            if store.current(spec) or (root and store.current(spec, root)):
                 continue
             count += 1
             if math.isfinite(took):

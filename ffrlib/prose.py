@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ffrlib import catalogue, rendering, tables
-from ffrlib.files import REPOSITORY
+from ffrlib.files import REPOSITORY, results_folder
 from ffrlib.spec import SCALES, require
 
 SHARES = ("_share", "_channels", "_sparsity", "_removed", "_kernels")  # how the names of metrics end that are shares
@@ -21,7 +21,7 @@ CITED = (("1_hgsr_criteria", "strengths"), ("4_ffr_flow", "strengths"), ("3_hgsr
 NAMED = {"cut": ("score", "budget", "amount"), "equal_budget": ("score", "budget", "amount"),
          "recipes": ("epochs", "weight_decay"), "readings": ("reading",)}  # fmt: skip
 PROSE = ("README.md", "docs/*.md", "notebooks/*.ipynb", "notebooks/*/*.ipynb", "teaching/*.md")
-VALUE = re.compile(r"<!--value:([^>]+?)-->(.*?)<!--/value-->")
+VALUE = re.compile(r"<!--value:([^>]+?)-->((?:(?!<!--).)*)<!--/value-->")  # a mark left open takes no other with it
 
 
 def values(records: list[dict], found: list[dict]) -> dict[str, str]:
@@ -72,8 +72,10 @@ def numbers(text: str, known: dict[str, str]) -> list[tuple[str, str, str | None
 
 
 def files() -> list[Path]:
-    """The files whose cited numbers are refreshed and checked."""
-    return [path for pattern in PROSE for path in sorted(REPOSITORY.glob(pattern))]
+    """The files whose cited numbers are refreshed and checked: none where FFR_RESULTS names another store, since the
+    repository's prose speaks of the repository's records."""
+    ours = results_folder().resolve() == (REPOSITORY / "results").resolve()
+    return [path for pattern in PROSE * ours for path in sorted(REPOSITORY.glob(pattern))]
 
 
 def refreshed(text: str, known: dict[str, str]) -> str:

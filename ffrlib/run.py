@@ -256,6 +256,17 @@ def pack(root: Path, name: str, folder: str, only=None) -> None:
         (root / name).unlink(missing_ok=True)
 
 
+def pack_all(scale: str, seeds: int, root: Path) -> None:
+    """The archives of a store of its own: records, checkpoints, and the weights that cuts of any call still need."""
+    from ffrlib import catalogue
+
+    pack(root, "records.tar.gz", "runs")
+    pack(root, "checkpoints.tar.gz", "cache/checkpoints")
+    cuts = [s for s in catalogue.specs(scale, None, seeds) if s != base_of(s)]
+    to_come = {base_of(s) for s in cuts if not (store.current(s) or store.current(s, root))}
+    pack(root, "weights.tar.gz", "cache/weights", {cache_path("weights", base, root) for base in to_come})
+
+
 def bring_bases(specs: list[RunSpec], root: Path) -> None:
     """Copies to a store of its own the records of the bases whose cuts it will make: no run gets a second record."""
     for base in {base_of(spec) for spec in specs} - set(specs):
@@ -287,7 +298,8 @@ def main(arguments: list[str] | None = None) -> None:
         require(given.together >= 0, "--together", given.together, "a number of runs, 0 to choose by the net's size")
         if given.plan:
             workers = given.workers or cores()
-            return print(plan.plan(given.scale, given.experiment or None, workers, given.seeds, net, given.device))
+            asked = (given.scale, given.experiment or None, workers, given.seeds, net, given.device, given.out)
+            return print(plan.plan(*asked))
         if given.deterministic:
             deterministic()
         specs = catalogue.specs(given.scale, given.experiment or None, given.seeds)
@@ -297,15 +309,12 @@ def main(arguments: list[str] | None = None) -> None:
         if given.out:  # what the main store holds need not be made again
             specs = [s for s in specs if store.current(s) is None]
             bring_bases(specs, given.out)
-        summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together,
-                            scheduler=given.scheduler)  # fmt: skip
-        if given.out:
-            pack(given.out, "records.tar.gz", "runs")
-            pack(given.out, "checkpoints.tar.gz", "cache/checkpoints")
-            every = catalogue.specs(given.scale, None, given.seeds)  # those of other calls, too
-            cuts = [s for s in every if s != base_of(s)]
-            to_come = {base_of(s) for s in cuts if not (store.current(s) or store.current(s, given.out))}
-            pack(given.out, "weights.tar.gz", "cache/weights", {cache_path("weights", b, given.out) for b in to_come})
+        try:
+            summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together,
+                                scheduler=given.scheduler)  # fmt: skip
+        finally:  # what is finished travels, however the call ends
+            if given.out:
+                pack_all(given.scale, given.seeds, given.out)
         print(summary)
     except KeyboardInterrupt:
         sys.exit("interrupted; finished records and checkpoints are kept, the same command goes on from there")

@@ -221,14 +221,17 @@ def read(path: Path) -> dict:
 
 def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
     """The stored record of `spec`, or None. Raises ValueError for a damaged one: it is never silently skipped."""
-    path = record_path(spec, root)
-    return read(path) if path.exists() else None
+    try:
+        return read(record_path(spec, root))
+    except FileNotFoundError:
+        return None
 
 
 def current(spec: RunSpec, root: Path | None = None) -> dict | None:
     """As `lookup`, but None for a record made by other code where those are to be made anew (FFR_STALE=rerun)."""
     record = lookup(spec, root)
-    return None if record and record["stale"] and os.environ.get("FFR_STALE") == "rerun" else record
+    rerun = choose("STALE", os.environ.get("FFR_STALE", ""), ("", "rerun")) == "rerun"
+    return None if record and record["stale"] and rerun else record
 
 
 def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[dict], list[Problem]]:
@@ -239,6 +242,8 @@ def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[d
     for path in sorted(Path(root or results_folder()).glob(f"runs/{scale or '*'}/*/*.json")):
         try:
             records.append(read(path))
+        except FileNotFoundError:  # another process is making it anew (FFR_STALE=rerun)
+            continue
         except ValueError as error:
             problems.append(Problem(str(path), str(error)))
     return records, problems
@@ -252,6 +257,7 @@ def frame(records: list[dict]) -> pd.DataFrame:
     rows = []
     for record in records:
         numbers = {name: value for name, value in record["metrics"].items() if not isinstance(value, (dict, list))}
+        numbers = {name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in numbers.items()}  # see `tidy`
         more = {name: record[name] for name in ("key", "seed", "scale", "status", "stale", "path")}
         more["fresh"] = record["seed"] in FRESH
         rows.append(record["settings"] | numbers | more)

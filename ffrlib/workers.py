@@ -157,7 +157,8 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
                     except BrokenProcessPool:  # one death fails all that wait: which run it was cannot be told
                         waiting.append((base, still_missing(cuts, root)))
                     except Exception as error:
-                        if isinstance(error, OSError) or short_of_memory(error):
+                        missing = isinstance(error, FileNotFoundError)  # images of one set: the others need them not
+                        if isinstance(error, OSError) and not missing or short_of_memory(error):
                             raise
                         errors.append(error)
             except BaseException:
@@ -175,7 +176,8 @@ def on_cores(jobs: list[Job], root, workers: int, deadline: float, bar) -> None:
         if tries > RETRIES:
             raise RuntimeError(
                 f"worker processes were killed {tries} times without a run finished in between, perhaps for lack of "
-                f"memory; use fewer workers ({len(waiting)} runs are left, the first is {key(waiting[0][0])})"
+                f"memory: use fewer workers; or the script that asks for the runs is no file, or does so outside of "
+                f'`if __name__ == "__main__":` ({len(waiting)} runs are left, the first is {key(waiting[0][0])})'
             )
     if errors:
         raise errors[0]

@@ -97,6 +97,20 @@ def test_execute_passes_parameters_to_this_python_in_the_notebooks_folder(tmp_pa
     assert path.read_bytes() == before
 
 
+def test_a_relative_folder_means_the_same_in_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FFR_RESULTS", "mine")
+    path = write(tmp_path / "book" / "a.ipynb")
+    seen = printed(notebooks.execute(path, out=tmp_path / "out.ipynb", progress=False))
+    assert os.path.realpath(seen["results"]) == os.path.realpath(tmp_path / "mine")
+
+
+def test_a_run_of_ones_own_that_diverges_is_one_sentence(results, tmp_path):
+    wild = {"criterion": "none", "lr": 1e4, "epochs": 2}
+    with pytest.raises(ValueError, match=r"^one_run.ipynb: training diverged, try a smaller strength or learning rate"):
+        notebooks.execute(REPOSITORY / "notebooks" / "one_run.ipynb", wild, tmp_path / "out.ipynb", progress=False)
+
+
 def test_a_failing_cell_is_an_error_and_the_copy_shows_it(tmp_path):
     path = write(tmp_path / "a.ipynb", body="assert seeds == 4, 'the claim does not hold'")
     with pytest.raises(papermill.PapermillExecutionError, match="the claim does not hold"):

@@ -45,6 +45,18 @@ def test_prose_is_refreshed_and_then_right(known):
     assert [name for name, _, right in prose.numbers(text, known) if right] == sorted(wrong)
 
 
+def test_a_mark_left_open_takes_no_text_with_it():
+    text = "a <!--value:x-->1<!--value/--> told <!--value:y-->2<!--/value--> b"
+    assert (
+        prose.refreshed(text, {"x": "9", "y": "3"})
+        == "a <!--value:x-->1<!--value/--> told <!--value:y-->3<!--/value--> b"
+    )
+
+
+def test_prose_of_the_repository_does_not_speak_of_another_store(results):
+    assert prose.files() == []
+
+
 def test_numbers_in_our_prose_come_from_the_values_file():
     path = REPOSITORY / "results" / "values.json"
     known = json.loads(path.read_text()) if path.exists() else {}

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ffrlib import checkpoint, cluster, files, jobs, run, store, together, training, workers
+from ffrlib.fetch import SOURCES
 from ffrlib.run import Summary, cache_path, jobs_of, run_specs
 from ffrlib.spec import FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, base_of
 
@@ -544,6 +545,27 @@ def test_the_command_line_packs_what_must_travel(tmp_path, monkeypatch, capsys):
     assert "0 trained" in capsys.readouterr().out
 
 
+def test_what_is_finished_is_packed_after_an_error_and_the_plan_knows_it(results, tmp_path, monkeypatch, capsys):
+    from ffrlib import catalogue
+
+    monkeypatch.setattr(catalogue, "specs", lambda scale, experiment, seeds=0: [BASE, SMOOTH])
+    make = run.run_specs
+
+    def broken(specs, root, *_, **__):
+        make(specs[:1], root, progress=False)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(run, "run_specs", broken)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="out of memory"):
+        run.main(["--out", str(out)])
+    with tarfile.open(out / "records.tar.gz") as archive:
+        assert archive.getnames() == [store.record_path(BASE, out).relative_to(out).as_posix()]
+    for more, left in (([], 2), (["--out", str(out)], 1)):
+        run.main(["--plan", "--experiment", "1_hgsr_criteria", *more])
+        assert f"{left} of    2 runs to make" in capsys.readouterr().out
+
+
 def test_the_weights_of_a_base_travel_so_that_its_cuts_need_no_training(trained, tmp_path, monkeypatch):
     from ffrlib import catalogue
 
@@ -742,6 +764,18 @@ def test_runs_without_their_images_or_weights_are_left_out_and_the_others_run(tm
     assert (summary.trained, summary.missing) == (1, 2)
     assert capsys.readouterr().err.count("The image set 'cifar10' was not found") == 1
     assert store.lookup(specs[2], tmp_path / "results")["status"] == "finished"
+
+
+def test_a_set_that_proves_incomplete_stops_no_run_of_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFR_DATA", str(tmp_path))
+    for file in SOURCES["tiny_imagenet"].files:
+        path = tmp_path / SOURCES["tiny_imagenet"].folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    tiny, digits = RunSpec("tiny_imagenet", "resnet18_tiny", recipe=Recipe(epochs=1)), RunSpec(recipe=Recipe(epochs=1))
+    with pytest.raises(FileNotFoundError):
+        run_specs([tiny, digits, replace(digits, seed=1)], tmp_path / "results", workers=1, progress=False)
+    assert len(store.load_all(tmp_path / "results")[0]) == 2
 
 
 def test_a_start_from_published_weights_waits_for_them(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The environment's files agree with one another: what the package needs is pinned, and nothing names a host."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -60,3 +61,12 @@ def test_every_command_in_the_makefile_is_phony_and_explained():
     phony = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
     assert commands == phony
     assert {"reproduce", "replicate", "test", "lab", "tables", "check", "plan", "data", "clean", "help"} <= commands
+
+
+def test_clean_leaves_folders_with_a_space_in_their_names(tmp_path):
+    kept = [tmp_path / name / "kept.txt" for name in ("results", "results copy", "notebooks")]
+    for path in kept:
+        (path.parent / ".ipynb_checkpoints").mkdir(parents=True)
+        path.touch()
+    subprocess.run(["make", "-s", "-f", str(ROOT / "Makefile"), "clean"], cwd=tmp_path, check=True)
+    assert all(path.exists() for path in kept) and not list(tmp_path.rglob(".ipynb_checkpoints"))

@@ -307,6 +307,34 @@ def test_frame_has_one_row_a_record(tmp_path):
         store.load_all(tmp_path, "qick")
 
 
+def test_numbers_of_the_frame_that_are_not_finite_are_numbers(tmp_path):
+    metrics = {"straightness": [1.0, float("nan"), float("inf")]}
+    for seed, value in enumerate(metrics["straightness"]):
+        save(replace(RUNS[0], seed=seed), tmp_path, METRICS | {"straightness": value})
+    frame = store.frame(store.load_all(tmp_path)[0])
+    assert frame["straightness"].isna().tolist() == [False, True, False] and frame["straightness"].max() == float("inf")
+
+
+def test_a_record_that_goes_while_others_are_read_is_not_there(tmp_path, monkeypatch):
+    first, second = (save(replace(RUNS[0], seed=seed), tmp_path) for seed in (0, 1))
+    read = store.read
+
+    def gone(path):
+        second.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(store, "read", gone)
+    records, problems = store.load_all(tmp_path)
+    assert [r["path"] for r in records] == [str(first)] and problems == []
+    assert store.lookup(replace(RUNS[0], seed=1), tmp_path) is None
+
+
+def test_a_misspelt_stale_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("FFR_STALE", "reran")
+    with pytest.raises(ValueError, match="STALE is 'reran'.*did you mean 'rerun'"):
+        store.current(RUNS[0], tmp_path)
+
+
 def test_frame_tells_the_fresh_seeds(tmp_path):
     for seed in (0, 4, 99, 100, 114, 115):
         save(replace(RUNS[0], seed=seed), tmp_path)

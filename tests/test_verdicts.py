@@ -304,3 +304,7 @@ def test_main_stops_at_a_damaged_record_and_refreshes_prose(results, tmp_path, m
     path.write_text("{")
     with pytest.raises(SystemExit, match=path.name):
         verdicts.main()
+    path.unlink()
+    monkeypatch.setenv("FFR_RESULTS", str(tmp_path / "elsewhere"))
+    verdicts.main()
+    assert page.read_text() == "It holds <!--value:records-->1<!--/value--> records.\n"
