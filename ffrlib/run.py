@@ -14,7 +14,7 @@ import os
 import sys
 import tarfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from operator import attrgetter
@@ -256,10 +256,13 @@ def pack(root: Path, name: str, folder: str, only=None) -> None:
         (root / name).unlink(missing_ok=True)
 
 
-def pack_all(scale: str, seeds: int, root: Path) -> None:
-    """The archives of a store of its own: records, checkpoints, and the weights that cuts of any call still need."""
+def pack_all(scale: str, seeds: int, root: Path | None) -> None:
+    """The archives of a store of its own, if there is one: records, checkpoints, and the weights that cuts of any call
+    still need."""
     from ffrlib import catalogue
 
+    if not root:
+        return
     pack(root, "records.tar.gz", "runs")
     pack(root, "checkpoints.tar.gz", "cache/checkpoints")
     cuts = [s for s in catalogue.specs(scale, None, seeds) if s != base_of(s)]
@@ -312,9 +315,11 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together,
                                 scheduler=given.scheduler)  # fmt: skip
-        finally:  # what is finished travels, however the call ends
-            if given.out:
+        except BaseException:  # what is finished travels, however the call ends
+            with suppress(OSError):  # a full disk has been told already
                 pack_all(given.scale, given.seeds, given.out)
+            raise
+        pack_all(given.scale, given.seeds, given.out)
         print(summary)
     except KeyboardInterrupt:
         sys.exit("interrupted; finished records and checkpoints are kept, the same command goes on from there")

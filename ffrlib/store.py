@@ -230,8 +230,8 @@ def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
 def current(spec: RunSpec, root: Path | None = None) -> dict | None:
     """As `lookup`, but None for a record made by other code where those are to be made anew (FFR_STALE=rerun)."""
     record = lookup(spec, root)
-    rerun = choose("STALE", os.environ.get("FFR_STALE", ""), ("", "rerun")) == "rerun"
-    return None if record and record["stale"] and rerun else record
+    choose("STALE", wanted := os.environ.get("FFR_STALE", ""), ("", "rerun"))
+    return None if record and record["stale"] and wanted == "rerun" else record
 
 
 def load_all(root: Path | None = None, scale: str | None = None) -> tuple[list[dict], list[Problem]]:
