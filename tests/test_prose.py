@@ -17,7 +17,9 @@ def test_cuts_of_other_budgets_and_of_tuned_nets_have_names_of_their_own(tmp_pat
     cut = catalogue.cuts(PLAIN, ["loss_increase"], (0.5,), "loss_tolerance", 3, 0.02)
     again = catalogue.cuts(PLAIN, ["loss_increase"], (0.5,), "macs_share", 3, 0.02)
     records = [keep(tmp_path, s, test_accuracy=a) for s, a in ((*cut, 90.0), (*again, 60.0))]
-    cuts = [s for _, s in catalogue.published_resnet56() if (s.pruning.score, s.pruning.amount) == ("l1_norm", 0.5)]
+    cuts = [
+        s for _, s in catalogue.published_resnet56("laptop") if (s.pruning.score, s.pruning.amount) == ("l1_norm", 0.5)
+    ]
     records += [keep(tmp_path, s, test_accuracy=70.0 + s.recipe.epochs) for s in cuts if tables.arm_of(s) == "plain"]
     found = {name: text for name, text in prose.values(records, []).items() if name.endswith(".test_accuracy")}
     assert sorted(found.values()) == ["60.00", "70.00", "72.00", "90.00"], "two cuts share a name"
