@@ -22,7 +22,9 @@ NOTES = {  # what a reader of a table must know beside it
                       "shares are next to the sparsity, where every seed reaches it with nets no more than 10 points "
                       "below the plain one; the last column but one is the lowest accuracy of these. Decides nothing.",
     "published": "Numbers of other papers and codes, not ours, with their sources (data/published.csv); other recipes, "
-                 "and other shares cut. An empty cell was not available to us.",
+                 "and other shares cut. An empty cell was not available to us. Below those of a net our own cuts of it "
+                 "at this scale, where there are runs: means, with the number of runs and their record keys as source; "
+                 "at laptop they are fine-tuned for one to three epochs, at paper for twenty.",
     "cut": BUSY, "equal_budget": BUSY,
     "confirmation": " Leads in points: of prunable weights, before (on the seeds that chose the strengths) and on n "
                     "fresh seeds, of which the verdict is; and, on these, of test accuracy: with channels cut and no "

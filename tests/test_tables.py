@@ -328,6 +328,21 @@ def test_published():
     }
 
 
+def test_our_cuts_stand_below_the_published_rows_of_the_same_net(tmp_path):
+    cuts = [s for s in catalogue.specs("laptop", "5_ffr_pruning") if s.pruning.score == "l1_norm" and s.seed == 0]
+    deep = next(s for s in cuts if s.model == "resnet56" and s.recipe.epochs == 0 and s.pruning.amount == 0.5)
+    small = next(s for s in cuts if s.model == "resnet20")  # of which nothing is published
+    left = {"macs": 10, "macs_left": 5, "parameters": 8, "parameters_left": 6}
+    records = [keep(tmp_path, s, test_accuracy=80.0, base_test_accuracy=93.0, **left) for s in (deep, small)]
+    bare, table = (tables.experiment_tables("5_ffr_pruning", "laptop", r)["published"] for r in ([], records))
+    assert "this companion" not in " ".join(bare["source"]) and len(table) == len(bare) + 1
+    place = [text.startswith("this companion, n = 1") for text in table["source"]].index(True)
+    row, nets = table.iloc[place], list(table["model"])
+    assert row[["dataset", "model", "method"]].tolist() == ["cifar10", "resnet56", "A published, plain, l1_norm, 0.5"]
+    assert (row["pruned_accuracy"], row["accuracy_change"]) == (80.0, -13.0) and nets == sorted(nets, key=nets.index)
+    assert (row["macs_removed_pct"], row["params_removed_pct"]) == (50.0, 25.0) and nets[place + 1] == "resnet110"
+
+
 def test_arms_and_labels():
     both = catalogue.flow_arm(lasso(0.01), "both", 0.5, norm="l2")
     assert tables.arm_of(both) == "group_lasso + both" and tables.strengths_of(both) == [0.01, 0.5]
