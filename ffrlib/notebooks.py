@@ -96,16 +96,20 @@ def execute_all(parameters: dict, out: Path | None = None) -> Counter:
         raise FileNotFoundError(f"there is no notebook in {EXPERIMENTS}")
     summary = out / f"summary-{os.getpid()}.jsonl"  # two calls may go on side by side
     summary.unlink(missing_ok=True)
-    for number, path in enumerate(paths, 1):
-        print(f"[{number}/{len(paths)}] {path.name}", flush=True)
-        wanted = {name: value for name, value in parameters.items() if name in declared(path)}
-        first = number == 1 and quick  # makes the runs of all: they are short and many
-        with patch.dict(os.environ, {"FFR_SUMMARY": str(summary)} | ({"FFR_AHEAD": "quick"} if first else {})):
-            execute(path, wanted, out / path.name)
-    totals = Counter()
-    for number, line in enumerate(summary.read_text().splitlines() if summary.exists() else []):
-        totals.update(json.loads(line) | ({"reused": 0} if quick and number else {}))  # the first reports those of all
-    summary.unlink(missing_ok=True)
+    try:
+        for number, path in enumerate(paths, 1):
+            print(f"[{number}/{len(paths)}] {path.name}", flush=True)
+            wanted = {name: value for name, value in parameters.items() if name in declared(path)}
+            first = number == 1 and quick  # makes the runs of all: they are short and many
+            with patch.dict(os.environ, {"FFR_SUMMARY": str(summary)} | ({"FFR_AHEAD": "quick"} if first else {})):
+                execute(path, wanted, out / path.name)
+        totals = Counter()
+        for number, line in enumerate(summary.read_text().splitlines() if summary.exists() else []):
+            totals.update(
+                json.loads(line) | ({"reused": 0} if quick and number else {})
+            )  # the first reports those of all
+    finally:
+        summary.unlink(missing_ok=True)
     return totals
 
 

@@ -168,7 +168,7 @@ def on_gpu(jobs: list[Job], root, device: str, together: int, deadline: float, b
             try:
                 if ours:
                     run_group(ours, root, device, deadline, bar, to_cut)
-            except ValueError as error:  # of one run: the others go on
+            except (ValueError, FileNotFoundError) as error:  # of one run, or of one image set: the others go on
                 errors.append(error)
         waiting = [job for job in waiting if not any(job[0] == base and to_train((base, [])) for base, _ in group)]
         # ... paused or left to another call: a second turn would pause again
@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None) -> None:
             summary = run_specs(specs, given.out, given.workers, given.device, given.minutes, given.together,
                                 scheduler=given.scheduler)  # fmt: skip
         except BaseException:  # what is finished travels, however the call ends
-            with suppress(OSError):  # a full disk has been told already
+            with suppress(Exception):  # a full disk or a damaged record has been told already
                 pack_all(given.scale, given.seeds, given.out)
             raise
         pack_all(given.scale, given.seeds, given.out)

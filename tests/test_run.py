@@ -778,6 +778,22 @@ def test_a_set_that_proves_incomplete_stops_no_run_of_another(tmp_path, monkeypa
     assert len(store.load_all(tmp_path / "results")[0]) == 2
 
 
+def test_a_set_that_proves_incomplete_stops_no_run_of_another_on_a_gpu(tmp_path, monkeypatch):
+    begun = []
+
+    def run_group(group, *_):
+        begun.append(group[0][0].data)
+        if begun == ["tiny_imagenet"]:
+            raise FileNotFoundError("a file of tiny_imagenet")
+
+    monkeypatch.setattr(run, "run_group", run_group)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # as it was, afterwards
+    tiny, digits = RunSpec("tiny_imagenet", "resnet18_tiny", recipe=Recipe(epochs=1)), RunSpec(recipe=Recipe(epochs=1))
+    with pytest.raises(FileNotFoundError, match="tiny_imagenet"):
+        run.on_gpu([(tiny, []), (digits, [])], tmp_path / "results", "cuda", 1, float("inf"), None)
+    assert begun == ["tiny_imagenet", "digits"]
+
+
 def test_a_start_from_published_weights_waits_for_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FFR_WEIGHTS", str(tmp_path / "nowhere"))
     monkeypatch.setattr("ffrlib.models.published.REPOSITORY", tmp_path)

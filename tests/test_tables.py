@@ -343,6 +343,14 @@ def test_our_cuts_stand_below_the_published_rows_of_the_same_net(tmp_path):
     assert (row["macs_removed_pct"], row["params_removed_pct"]) == (50.0, 25.0) and nets[place + 1] == "resnet110"
 
 
+def test_another_rate_of_fine_tuning_is_a_score_of_its_own():
+    usual = next(iter(catalogue.cuts(PLAIN, ["l1_norm"], (0.5,), "macs_share", *catalogue.FINE_TUNE["quick"])))
+    other = replace(usual, pruning=replace(usual.pruning, lr=0.1))
+    assert [tables.LABELS["score"](s) for s in (PLAIN, usual, other)] == ["none", "l1_norm", "l1_norm, lr 0.1"]
+    labels = [tables.LABELS["score"](s) for s in catalogue.specs("paper", "5_ffr_pruning")]
+    assert labels.count("l1_norm, lr 0.1") == 1 and not any("lr" in text for text in set(labels) - {"l1_norm, lr 0.1"})
+
+
 def test_arms_and_labels():
     both = catalogue.flow_arm(lasso(0.01), "both", 0.5, norm="l2")
     assert tables.arm_of(both) == "group_lasso + both" and tables.strengths_of(both) == [0.01, 0.5]
