@@ -227,7 +227,8 @@ def published_resnet56(scale: str) -> Iterator[tuple[float, RunSpec]]:
     amounts, tuning = {"laptop": ((0.3, 0.5, 0.7), (1, 0.02)), "paper": ((0.5, 0.7), FINE_TUNE["paper"])}[scale]
     by_loss = cuts(start, ["loss_increase"], amounts, "macs_share", *tuning, samples=64)  # 400 passes over them
     for spec in (start, *cuts(start, FEW_SCORES, amounts, "macs_share", *tuning), *by_loss):
-        yield 2 if scale == "laptop" else 4, spec
+        later_ones = (spec.pruning.amount > 0.5) + 0.5 * (spec.pruning.score not in ("none", "l1_norm", "random"))
+        yield 2 if scale == "laptop" else 4 + later_ones, spec
     if scale == "paper":  # is it the fine-tuning that loses more than published ones do? (docs/protocol.md)
         yield from ((4, spec) for spec in cuts(start, ["l1_norm"], amounts[:1], "macs_share", tuning[0], 0.1))
         return

@@ -24,7 +24,8 @@ NOTES = {  # what a reader of a table must know beside it
     "published": "Numbers of other papers and codes, not ours, with their sources (data/published.csv); other recipes, "
                  "and other shares cut. An empty cell was not available to us. Below those of a net our own cuts of it "
                  "at this scale, where there are runs: means, with the number of runs and their record keys as source; "
-                 "at laptop they are fine-tuned for one to three epochs, at paper for twenty.",
+                 "at laptop they are fine-tuned for one epoch (`2 epochs more` is training before the cut), at paper "
+                 "for twenty.",
     "cut": BUSY, "equal_budget": BUSY,
     "confirmation": " Leads in points: of prunable weights, before (on the seeds that chose the strengths) and on n "
                     "fresh seeds, of which the verdict is; and, on these, of test accuracy: with channels cut and no "

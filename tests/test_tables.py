@@ -347,7 +347,9 @@ def test_another_rate_of_fine_tuning_is_a_score_of_its_own():
     usual = next(iter(catalogue.cuts(PLAIN, ["l1_norm"], (0.5,), "macs_share", *catalogue.FINE_TUNE["quick"])))
     other = replace(usual, pruning=replace(usual.pruning, lr=0.1))
     assert [tables.LABELS["score"](s) for s in (PLAIN, usual, other)] == ["none", "l1_norm", "l1_norm, lr 0.1"]
-    labels = [tables.LABELS["score"](s) for s in catalogue.specs("paper", "5_ffr_pruning")]
+    deep = [s for s in catalogue.specs("paper", "5_ffr_pruning") if s.init == "published"]
+    labels, amounts = [tables.LABELS["score"](s) for s in deep], [s.pruning.amount for s in deep]
+    assert set(labels[:4]) == {"none", "l1_norm", "random", "l1_norm, lr 0.1"} and sorted(amounts) == amounts
     assert labels.count("l1_norm, lr 0.1") == 1 and not any("lr" in text for text in set(labels) - {"l1_norm, lr 0.1"})
 
 
