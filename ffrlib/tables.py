@@ -51,7 +51,7 @@ LABELS = {  # label column -> how it is read off a spec
     "epochs": lambda s: str(s.recipe.epochs),
     "weight_decay": lambda s: f"{s.recipe.weight_decay:g}",
     "score": lambda s: s.pruning.score + ", from scratch" * (s.pruning.after == "scratch")
-                       + f", lr {s.pruning.lr:g}" * (not uncut(s) and s.pruning.lr != catalogue.FINE_TUNE[s.scale][1]),
+                       + f", lr {s.pruning.lr:g}" * (s.pruning.epochs > 0 and s.pruning.lr != catalogue.FINE_TUNE[s.scale][1]),
     "budget": lambda s: s.pruning.budget,
     "amount": lambda s: f"{s.pruning.amount:g}",
     "reading": lambda s: ", ".join(f"{n} {v}" for n, v in (*vars(s.flow).items(), ("tap", s.activation.tap))
