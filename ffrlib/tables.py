@@ -18,7 +18,7 @@ from ffrlib import catalogue, frames, jobs, models
 from ffrlib.files import REPOSITORY
 from ffrlib.frames import BOTH, FLOW, PRUNED, SPARSE, across
 from ffrlib.scales import FRESH
-from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, RunSpec, choose, key
+from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, Pruning, RunSpec, choose, key
 
 NOT_RUN, NOT_REACHED, NOT_CHOSEN = "not run", "not reached", "not chosen"
 TARGETS, HELD = (0.3, 0.5, 0.7, 0.9), 1.0  # sparsities to compare at; points of validation accuracy a choice may cost
@@ -41,6 +41,11 @@ def strengths_of(spec: RunSpec) -> list[float]:
     return [x for x in every if x]
 
 
+def other_rate(cut: Pruning, scale: str) -> bool:
+    """Whether a cut is fine-tuned with another learning rate than the scale's."""
+    return cut.epochs > 0 and cut.lr != catalogue.FINE_TUNE[scale][1]
+
+
 LABELS = {  # label column -> how it is read off a spec
     "net": lambda s: " ".join(filter(None, [s.data, s.model, s.shortcut, s.init.replace("default", "")]))
                      + f", {s.recipe.epochs} epochs more" * (s.init == "published" and s.recipe.epochs > 0),
@@ -51,7 +56,7 @@ LABELS = {  # label column -> how it is read off a spec
     "epochs": lambda s: str(s.recipe.epochs),
     "weight_decay": lambda s: f"{s.recipe.weight_decay:g}",
     "score": lambda s: s.pruning.score + ", from scratch" * (s.pruning.after == "scratch")
-                       + f", lr {s.pruning.lr:g}" * (s.pruning.epochs > 0 and s.pruning.lr != catalogue.FINE_TUNE[s.scale][1]),
+                       + f", lr {s.pruning.lr:g}" * other_rate(s.pruning, s.scale),
     "budget": lambda s: s.pruning.budget,
     "amount": lambda s: f"{s.pruning.amount:g}",
     "reading": lambda s: ", ".join(f"{n} {v}" for n, v in (*vars(s.flow).items(), ("tap", s.activation.tap))
