@@ -298,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
         if net := given.model:
             choose("--model", net, MODELS)
         require(given.workers >= 0, "--workers", given.workers, "a number of processes, 0 for one a core")
+        require(given.minutes > 0, "--minutes", given.minutes, "a number of minutes above 0")
         require(given.together >= 0, "--together", given.together, "a number of runs, 0 to choose by the net's size")
         if given.plan:
             workers = given.workers or cores()

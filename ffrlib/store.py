@@ -230,7 +230,7 @@ def lookup(spec: RunSpec, root: Path | None = None) -> dict | None:
 def current(spec: RunSpec, root: Path | None = None) -> dict | None:
     """As `lookup`, but None for a record made by other code where those are to be made anew (FFR_STALE=rerun)."""
     record = lookup(spec, root)
-    choose("STALE", wanted := os.environ.get("FFR_STALE", ""), ("", "rerun"))
+    choose("FFR_STALE", wanted := os.environ.get("FFR_STALE", ""), ("", "rerun"))
     return None if record and record["stale"] and wanted == "rerun" else record
 
 

@@ -802,3 +802,9 @@ def test_a_start_from_published_weights_waits_for_them(tmp_path, monkeypatch, ca
     summary = run_specs([start], tmp_path / "results", progress=False)
     assert (summary.trained, summary.missing) == (0, 1)
     assert "resnet56-A-cifar10.npz is in none of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["nan", "-3", "0"])
+def test_a_time_limit_that_is_none_is_refused(minutes):
+    with pytest.raises(SystemExit, match=f"--minutes is {float(minutes)}; allowed: a number of minutes above 0"):
+        run.main(["--minutes", minutes])
