@@ -105,9 +105,8 @@ def execute_all(parameters: dict, out: Path | None = None) -> Counter:
                 execute(path, wanted, out / path.name)
         totals = Counter()
         for number, line in enumerate(summary.read_text().splitlines() if summary.exists() else []):
-            totals.update(
-                json.loads(line) | ({"reused": 0} if quick and number else {})
-            )  # the first reports those of all
+            again = {"reused": 0} if quick and number else {}  # the first reports those of all
+            totals.update(json.loads(line) | again)
     finally:
         summary.unlink(missing_ok=True)
     return totals
