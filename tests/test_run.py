@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffrlib import checkpoint, cluster, files, jobs, run, store, together, training, workers
+from ffrlib import checkpoint, cluster, files, gpu, jobs, run, store, together, training, workers
 from ffrlib.fetch import SOURCES
 from ffrlib.run import Summary, cache_path, jobs_of, run_specs
 from ffrlib.spec import FlowPenalty, Pruning, Recipe, RunSpec, WeightPenalty, base_of
@@ -693,11 +693,11 @@ def test_plain_takes_penalties_and_the_cut_away():
 def groups(root, monkeypatch):
     """`groups(specs)`: which jobs `on_gpu` would run at once, one group after the other, if none was ever finished."""
     taken = []
-    monkeypatch.setattr(run, "run_group", lambda group, *a: taken.append(group))
+    monkeypatch.setattr(gpu, "run_group", lambda group, *a: taken.append(group))
 
     def groups_of(specs, together=0):
         taken.clear()
-        run.on_gpu(jobs_of(specs, root)[0], root, "cuda", together, float("inf"), None)
+        gpu.on_gpu(jobs_of(specs, root)[0], root, "cuda", together, float("inf"), None)
         return [[base if not cuts else (base, cuts) for base, cuts in group] for group in taken]
 
     return groups_of
@@ -734,11 +734,11 @@ def test_a_cut_that_fails_does_not_stop_those_of_other_bases(root, monkeypatch):
         if base == BASE:
             raise ValueError("a score that is no number")
 
-    monkeypatch.setattr(run, "run_cuts", cuts_of)
-    monkeypatch.setattr(run, "needs_training", lambda *a: False)
+    monkeypatch.setattr(gpu, "run_cuts", cuts_of)
+    monkeypatch.setattr(gpu, "needs_training", lambda *a: False)
     bar = run.tqdm(disable=True)
     with pytest.raises(ValueError, match="no number"):
-        run.run_group([(BASE, [cut()]), (SMOOTH, [cut(SMOOTH)])], root, "cpu", float("inf"), bar)
+        gpu.run_group([(BASE, [cut()]), (SMOOTH, [cut(SMOOTH)])], root, "cpu", float("inf"), bar)
     assert cut_bases == [BASE, SMOOTH]
 
 
@@ -786,11 +786,11 @@ def test_a_set_that_proves_incomplete_stops_no_run_of_another_on_a_gpu(tmp_path,
         if begun == ["tiny_imagenet"]:
             raise FileNotFoundError("a file of tiny_imagenet")
 
-    monkeypatch.setattr(run, "run_group", run_group)
+    monkeypatch.setattr(gpu, "run_group", run_group)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # as it was, afterwards
     tiny, digits = RunSpec("tiny_imagenet", "resnet18_tiny", recipe=Recipe(epochs=1)), RunSpec(recipe=Recipe(epochs=1))
     with pytest.raises(FileNotFoundError, match="tiny_imagenet"):
-        run.on_gpu([(tiny, []), (digits, [])], tmp_path / "results", "cuda", 1, float("inf"), None)
+        gpu.on_gpu([(tiny, []), (digits, [])], tmp_path / "results", "cuda", 1, float("inf"), None)
     assert begun == ["tiny_imagenet", "digits"]
 
 
