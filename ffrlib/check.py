@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ffrlib import claims, frames, prose, rendering, store, tables, verdicts
+from ffrlib import claims, frames, literature, prose, rendering, store, tables, verdicts
 from ffrlib.catalogue import BASES
 from ffrlib.files import results_folder
 from ffrlib.spec import SCALES, key
@@ -57,7 +57,7 @@ def regenerated(records: list[dict], root: Path) -> list[str]:
 def against_published(records: list[dict]) -> tuple[list[str], list[str]]:
     """(lines to print, lines that are wrong): our plain nets at scale paper beside published dense accuracies."""
     frame = frames.frame_of([r for r in records if r["scale"] == "paper"])
-    papers, said, wrong = tables.published(), [], []
+    papers, said, wrong = literature.published(), [], []
     for net in ("resnet20", "resnet56", "vgg16"):
         base = BASES["paper"][net]
         same = (papers["dataset"] == base.data) & (papers["model"] == net) & papers["method"].str.startswith("dense")

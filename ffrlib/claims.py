@@ -10,7 +10,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from ffrlib import catalogue, frames, measure, tables
+from ffrlib import catalogue, frames, literature, measure, tables
 from ffrlib.spec import CRITERIA, RunSpec, base_of, key
 
 SPARSER, NOT_LOST, AT_LEAST = (0.0, 1.0), (-0.3, -0.3), (-0.3, 0.0)  # (b, m) of docs/protocol.md, in points
@@ -136,7 +136,7 @@ def cut_by_loss(frame: pd.DataFrame, claim: str, base: RunSpec) -> list[Part]:
 
 def against_baselines(frame: pd.DataFrame, base: RunSpec) -> list[Part]:
     """F3: pruned FFR nets against baselines of our own harness and, at scale paper, published changes of accuracy."""
-    specs, papers, parts = tables.unseeded("5_ffr_pruning", base.scale), tables.published(), []
+    specs, papers, parts = tables.unseeded("5_ffr_pruning", base.scale), literature.published(), []
     cuts = [s for s in specs if not tables.uncut(s) and tables.plain_of(s) == base]
     papers = papers[(papers["dataset"] == base.data) & (papers["model"] == base.model) & (base.scale == "paper")]
     better = ("bn_scale", "l1_norm")

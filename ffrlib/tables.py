@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from ffrlib import catalogue, frames, jobs, models
-from ffrlib.files import REPOSITORY
+from ffrlib import catalogue, frames, jobs, literature, models
 from ffrlib.frames import BOTH, FLOW, PRUNED, SPARSE, across
 from ffrlib.scales import FRESH
 from ffrlib.spec import CRITERIA, SCALES, FlowPenalty, Pruning, RunSpec, choose, key
@@ -245,31 +244,6 @@ def equal_sparsity(specs: list[RunSpec], frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def published() -> pd.DataFrame:
-    """data/published.csv with the change of accuracy; what was not available to us is an empty cell."""
-    rows = pd.read_csv(REPOSITORY / "data" / "published.csv")
-    return rows.assign(accuracy_change=(rows["pruned_accuracy"] - rows["baseline_accuracy"]).round(2))
-
-
-def with_ours(papers: pd.DataFrame, cut: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `published` and, below those of a net, means of our own cuts of that net (rows of `cells` that were run);
-    what the label of a net says beyond data and model, like "A published", stands in front of the method."""
-    done = cut[cut["n"] > 0]
-    data, model, rest = zip(*[(*label.split(" ", 2), "")[:3] for label in done["net"]]) if len(done) else ((), (), ())
-    methods = zip(rest, done["arm"], done["strength"], done["score"], done["amount"])
-    columns = {
-        "dataset": data, "model": model, "method": [", ".join(filter(None, row)) for row in methods],
-        "baseline_accuracy": done["base_test_accuracy"], "pruned_accuracy": done["test_accuracy"],
-        "params_removed_pct": done["parameters_removed"] * 100, "macs_removed_pct": done["macs_removed"] * 100,
-        "source": [f"this companion, n = {n}, {keys}" for n, keys in zip(done["n"], done["keys"])],
-        "accuracy_change": done["accuracy_change"],
-    }  # fmt: skip
-    ours, nets = pd.DataFrame(columns, columns=papers.columns), ["dataset", "model"]
-    order = {net: place for place, net in enumerate(map(tuple, papers[nets].drop_duplicates().to_numpy()))}
-    both = pd.concat([papers, ours[[net in order for net in zip(ours["dataset"], ours["model"])]]], ignore_index=True)
-    return both.loc[sorted(both.index, key=lambda i: order[tuple(both.loc[i, nets])])]
-
-
 def experiment_tables(name: str, scale: str, records: list[dict]) -> dict[str, pd.DataFrame]:
     """The tables of one experiment at a scale, by name. Columns: labels, n, n_diverged, stale, of each metric mean, low
     and high, keys. Raises ValueError for an unknown name or scale, and for a record of another scale."""
@@ -303,11 +277,15 @@ def chosen_tables(name: str, scale: str, specs: list[RunSpec], frame: pd.DataFra
         layers = [f"layer_{k}" for k in range(1, most + 1)]
         return {"structure": cells(bases, frame, labels, SPARSE), "layers": cells(bases, frame, labels, layers)}
     if name in ("3_hgsr_pruning", "5_ffr_pruning"):
-        papers = published()
+        papers = literature.published()
         hgsr = papers["method"].str.startswith("HGSR")
         beside = papers[hgsr if name == "3_hgsr_pruning" else ~hgsr & papers["pruned_accuracy"].notna()]
         cut = cells(cuts, frame, [*ARM, "score", "budget", "amount"], PRUNED)
-        return {"before_cut": cells(bases, frame, ARM, FLOW), "cut": cut, "published": with_ours(beside, cut)}
+        return {
+            "before_cut": cells(bases, frame, ARM, FLOW),
+            "cut": cut,
+            "published": literature.with_ours(beside, cut),
+        }
     if name == catalogue.FIRM:
         return {"runs": cells(bases, frame, ARM, [*SPARSE, "cut_30_test_accuracy"])} if bases else {}
     if name == "4_ffr_flow":
