@@ -12,8 +12,9 @@ def published() -> pd.DataFrame:
 
 
 def with_ours(papers: pd.DataFrame, cut: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `published` and, below those of a net, means of our own cuts of that net (those of `tables.cells` that were
-    run); what the label of a net says beyond data and model, like "A published", stands in front of the method."""
+    """`papers` (rows of `published`) and, below those of a net, means of our own cuts of that net: the rows of
+    `tables.cells` that were run. What a net's label says beyond data and model, like "A published", goes to the method.
+    """
     done = cut[cut["n"] > 0]
     data, model, rest = zip(*[(*label.split(" ", 2), "")[:3] for label in done["net"]]) if len(done) else ((), (), ())
     methods = zip(rest, done["arm"], done["strength"], done["score"], done["amount"])
@@ -24,7 +25,10 @@ def with_ours(papers: pd.DataFrame, cut: pd.DataFrame) -> pd.DataFrame:
         "source": [f"this companion, n = {n}, {keys}" for n, keys in zip(done["n"], done["keys"])],
         "accuracy_change": done["accuracy_change"],
     }  # fmt: skip
-    ours, nets = pd.DataFrame(columns, columns=papers.columns), ["dataset", "model"]
-    order = {net: place for place, net in enumerate(map(tuple, papers[nets].drop_duplicates().to_numpy()))}
-    both = pd.concat([papers, ours[[net in order for net in zip(ours["dataset"], ours["model"])]]], ignore_index=True)
-    return both.loc[sorted(both.index, key=lambda i: order[tuple(both.loc[i, nets])])]
+    ours, net = pd.DataFrame(columns, columns=papers.columns), ["dataset", "model"]
+    blocks = [
+        rows[(rows[net] == own).all(axis=1)]
+        for own in papers[net].drop_duplicates().to_numpy()
+        for rows in (papers, ours)
+    ]
+    return pd.concat([block for block in blocks if len(block)])
